@@ -1,0 +1,368 @@
+"""The typed documents that pass between modules.
+
+Evidence and Contract are decoded from what a host sent, so their strings and collections are bounded here and
+nowhere else. Everything is frozen: a document is parsed once at the edge and trusted afterwards.
+
+Units are in the names (`_s`, `_ms`, `_mib`). A file mode is an int as `stat` gives it, permission bits only.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+__all__ = [
+    "SCHEMA",
+    "Profile",
+    "Depth",
+    "System",
+    "Cpu",
+    "Module",
+    "Kernel",
+    "Node",
+    "Execution",
+    "Speed",
+    "OpenAs",
+    "Kvm",
+    "Qemu",
+    "Unit",
+    "Libvirt",
+    "Guest",
+    "FileState",
+    "ContractSlot",
+    "Evidence",
+    "ModuleWish",
+    "FileWish",
+    "LibvirtWish",
+    "QemuWish",
+    "Contract",
+    "Status",
+    "Finding",
+    "Verdict",
+    "Judgement",
+    "TaskFailure",
+    "HostConverged",
+    "Collected",
+    "HostResult",
+]
+
+SCHEMA = 1
+"""Version of Evidence and Contract. Raised when a field changes its meaning, not when one is added."""
+
+Text = Annotated[str, msgspec.Meta(max_length=4096)]
+Short = Annotated[str, msgspec.Meta(max_length=256)]
+Names = Annotated[tuple[Short, ...], msgspec.Meta(max_length=2048)]
+Table = Annotated[dict[Short, Text], msgspec.Meta(max_length=2048)]
+
+Profile = Literal["lab", "production", "multi-tenant"]
+Depth = Literal["none", "proof", "firmware"]
+"""How far a validation goes: no guest, 20 bytes through the KVM ioctls, or a libvirt domain that boots."""
+
+
+class System(msgspec.Struct, frozen=True):
+    """Which machine answered."""
+
+    hostname: Short = ""
+    os_id: Short = ""  # ID of os-release(5)
+    os_version: Short = ""  # VERSION_ID
+    os_like: Names = ()  # ID_LIKE
+    os_name: Short = ""  # PRETTY_NAME
+    arch: Short = ""  # uname -m
+    kernel: Short = ""  # uname -r
+    boot_id: Short = ""
+    container: Short = ""  # as `systemd-detect-virt --container` names it, "" on a machine
+    virtual: Short = ""  # as `systemd-detect-virt --vm` names it, "" on bare metal
+    uid: int = -1  # effective user of the collector; 0 or most answers are missing
+    python: Short = ""
+
+
+class Cpu(msgspec.Struct, frozen=True):
+    """What /proc/cpuinfo says."""
+
+    vendor: Short = ""
+    model: Short = ""
+    threads: int = 0
+    flags: Names = ()  # only those that virtualization is about: vmx svm ept npt unrestricted_guest hypervisor ...
+
+
+class Module(msgspec.Struct, frozen=True):
+    """One kernel module: now, and whether this kernel could load it."""
+
+    state: Literal["loaded", "builtin", "absent"] = "absent"
+    available: bool = False  # in modules.dep or modules.builtin of the running kernel
+    params: Table = {}  # /sys/module/NAME/parameters
+
+
+class Kernel(msgspec.Struct, frozen=True):
+    """Modules: live, and as the next boot will have them."""
+
+    modules: Annotated[dict[Short, Module], msgspec.Meta(max_length=256)] = {}
+    configured_options: Annotated[dict[Short, Table], msgspec.Meta(max_length=256)] = {}  # modprobe.d
+    load_at_boot: Names = ()  # modules-load.d and /etc/modules
+    blacklisted: Names = ()
+    cmdline: Text = ""
+    lockdown: Short = ""
+    can_load: bool = False  # CAP_SYS_MODULE and not in a container
+
+
+class Node(msgspec.Struct, frozen=True):
+    """/dev/kvm as a file."""
+
+    exists: bool = False
+    character: bool = False
+    major: int = 0
+    minor: int = 0
+    mode: int = 0
+    owner: Short = ""
+    group: Short = ""
+    errno: Short = ""  # of opening it read-write as the collector's user; "" when that worked
+
+
+class Execution(msgspec.Struct, frozen=True):
+    """Twenty bytes of guest code, run through the KVM ioctls with a random nonce."""
+
+    outcome: Literal["works", "broken", "skipped"] = "skipped"
+    step: Short = ""  # the last step begun: open, version, create_vm, memory, create_vcpu, registers, run, compare
+    errno: Short = ""
+    exit_reason: int | None = None  # of KVM_RUN, when it was not the expected one
+    detail: Text = ""
+    duration_ms: float = 0.0
+
+
+class Speed(msgspec.Struct, frozen=True):
+    """Whether the guest's instructions were executed by the processor or emulated one by one."""
+
+    outcome: Literal["hardware", "emulated", "unknown"] = "unknown"
+    loop_ms: float = 0.0
+    iterations: int = 0
+    emulated_instructions: int | None = None  # insn_emulation of KVM_GET_STATS_FD, where the kernel has it
+    detail: Text = ""
+
+
+class OpenAs(msgspec.Struct, frozen=True):
+    """Opening /dev/kvm as the user that QEMU runs as."""
+
+    user: Short = ""
+    group: Short = ""
+    errno: Short = ""
+    tried: bool = False
+
+
+class Kvm(msgspec.Struct, frozen=True):
+    """The hypervisor of the running kernel, from the file to the executing guest."""
+
+    node: Node = Node()
+    api_version: int | None = None
+    execution: Execution = Execution()
+    speed: Speed = Speed()
+    open_as: OpenAs = OpenAs()
+
+
+class Qemu(msgspec.Struct, frozen=True):
+    """The emulator and what it needs beside it."""
+
+    binary: Short = ""
+    version: Short = ""
+    error: Text = ""
+    accelerators: Names = ()  # `-accel help`
+    img: Short = ""  # path of qemu-img
+    firmware: Names = ()  # names of the descriptors in /usr/share/qemu/firmware
+    swtpm: Short = ""  # path
+    swtpm_version: Short = ""
+
+
+class Unit(msgspec.Struct, frozen=True):
+    """One systemd unit, in the words of `systemctl show`."""
+
+    load: Short = ""  # LoadState: loaded, not-found, masked
+    active: Short = ""  # ActiveState
+    enabled: Short = ""  # UnitFileState
+
+
+class Libvirt(msgspec.Struct, frozen=True):
+    """The daemons, and whether one of them answers."""
+
+    units: Annotated[dict[Short, Unit], msgspec.Meta(max_length=128)] = {}
+    version: Short = ""  # of the daemon that answered
+    connected: bool = False
+    error: Text = ""  # why not connected
+    domain_types: Names = ()  # types that the capabilities offer for the host's own architecture
+    settings: Annotated[dict[Short, Table], msgspec.Meta(max_length=64)] = {}  # file -> key -> value, comments dropped
+    stale: Names = ()  # daemons whose configuration is newer than their start
+
+
+class Guest(msgspec.Struct, frozen=True):
+    """A transient libvirt domain from a generated boot image."""
+
+    outcome: Literal["works", "broken", "skipped"] = "skipped"
+    domain_type: Short = ""  # kvm or qemu
+    step: Short = ""  # the last milestone: image, create, firmware, nonce, poweroff
+    detail: Text = ""
+    leftovers: Names = ()  # what could not be removed
+    duration_ms: float = 0.0
+
+
+class FileState(msgspec.Struct, frozen=True):
+    """A file that the contract names."""
+
+    exists: bool = False
+    sha256: Short = ""
+    mode: int = 0
+    owner: Short = ""
+    group: Short = ""
+
+
+class ContractSlot(msgspec.Struct, frozen=True):
+    """/etc/kvmfleet/contract.json as it was found; the text is decoded by the judge's side."""
+
+    text: Annotated[str, msgspec.Meta(max_length=262144)] = ""
+    error: Text = ""  # "" when the file was read, "absent" when there is none
+
+
+class Evidence(msgspec.Struct, frozen=True):
+    """What one host said about itself in one collection. No opinions."""
+
+    schema: int
+    collected_at_s: float  # seconds since the epoch, the host's clock
+    duration_ms: float
+    system: System = System()
+    cpu: Cpu = Cpu()
+    kernel: Kernel = Kernel()
+    kvm: Kvm = Kvm()
+    qemu: Qemu = Qemu()
+    libvirt: Libvirt = Libvirt()
+    guest: Guest = Guest()
+    packages: Table = {}  # those the contract names: name -> version, "" when not installed
+    files: Annotated[dict[Short, FileState], msgspec.Meta(max_length=512)] = {}
+    members: Annotated[dict[Short, Names], msgspec.Meta(max_length=64)] = {}  # group -> users, contract's groups
+    contract: ContractSlot = ContractSlot()
+    errors: Table = {}  # section -> why the collector could not fill it
+
+
+class ModuleWish(msgspec.Struct, frozen=True):
+    """What a module should be; `required` is false where the kernel need not have it."""
+
+    required: bool = True
+    options: Table = {}
+
+
+class FileWish(msgspec.Struct, frozen=True):
+    """What a managed file should be. An empty sha256 means that only its being there matters."""
+
+    sha256: Short = ""
+    mode: int = 0o644
+    owner: Short = "root"
+    group: Short = "root"
+
+
+class LibvirtWish(msgspec.Struct, frozen=True):
+    """Which family of daemons, and how to reach it."""
+
+    family: Literal["monolithic", "modular"] = "monolithic"
+    uri: Short = "qemu:///system"
+    sockets: Names = ()  # units that must be enabled and listening
+    services: Names = ()  # units that must be enabled; they may be idle
+    settings: Annotated[dict[Short, Table], msgspec.Meta(max_length=64)] = {}  # file -> key -> value
+    group: Short = "libvirt"
+    users: Names = ()
+
+
+class QemuWish(msgspec.Struct, frozen=True):
+    """The emulator that libvirt starts, and as whom."""
+
+    binary: Short = ""
+    img: Short = "qemu-img"
+    user: Short = ""
+    group: Short = "kvm"
+    firmware: bool = True
+    swtpm: bool = True
+
+
+class Contract(msgspec.Struct, frozen=True):
+    """What a host was told to be: written by the role host_contract, read back by the collector. Holds no secret."""
+
+    schema: int
+    profile: Profile = "production"
+    intent_digest: Short = ""  # "" when the playbook was run without the orchestrator
+    platform: Short = ""  # the platform table that was used, e.g. Debian_12
+    modules: Annotated[dict[Short, ModuleWish], msgspec.Meta(max_length=64)] = {}
+    qemu: QemuWish = QemuWish()
+    libvirt: LibvirtWish = LibvirtWish()
+    packages: Names = ()
+    files: Annotated[dict[Short, FileWish], msgspec.Meta(max_length=512)] = {}
+
+
+Status = Literal["pass", "warn", "fail", "skip", "error", "waived"]
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """What one check found on one host."""
+
+    check: str
+    status: Status
+    summary: str  # one line: what was seen
+    expected: str = ""
+    seen: str = ""
+    fix: str = ""
+    cause: str = ""  # id of the check because of which this one was skipped
+
+
+Verdict = Literal["proven", "degraded", "failed", "unreachable", "unknown"]
+
+
+class Judgement(msgspec.Struct, frozen=True):
+    """All findings of one host, and the one word."""
+
+    verdict: Verdict
+    findings: tuple[Finding, ...]
+    cause: Finding | None = None  # the root cause, the first finding that nothing else explains
+
+
+class TaskFailure(msgspec.Struct, frozen=True):
+    """The task that stopped a host."""
+
+    task: str  # "role : task"
+    message: str
+    role: str = ""
+    item: str = ""
+
+
+class HostConverged(msgspec.Struct, frozen=True):
+    """What a playbook did to one host."""
+
+    host: str
+    outcome: Literal["ok", "failed", "unreachable", "skipped"]  # skipped: the playbook never got to it
+    ok: int = 0
+    changed: int = 0
+    skipped: int = 0
+    failed: int = 0
+    failure: TaskFailure | None = None
+
+    @property
+    def tasks(self) -> int:
+        """Tasks that ran to an end on this host; skipped ones cost almost nothing and are not counted."""
+        return self.ok + self.failed
+
+
+class Collected(msgspec.Struct, frozen=True):
+    """One host's answer, or why there is none."""
+
+    host: str
+    path: Literal["ssh", "local", "ansible"]
+    evidence: Evidence | None = None
+    problem: str = ""  # what and why, one line, no terminal escapes
+    hint: str = ""
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    unreachable: bool = False  # False with a problem: the host answered, but not with evidence
+
+
+class HostResult(msgspec.Struct, frozen=True):
+    """One line of a report: everything a run learned about one host."""
+
+    host: str
+    judgement: Judgement
+    collected: Collected
+    contract: Contract | None = None
+    converged: HostConverged | None = None

@@ -1,0 +1,25 @@
+"""Where kvmfleet keeps its files: content (read only), state and cache."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+
+def content() -> Path:
+    """The folder that holds playbooks/, roles/ and ansible.cfg: inside the wheel, or the checkout."""
+    package = Path(__file__).resolve().parent
+    packed = package / "content"
+    return packed if packed.is_dir() else package.parent
+
+
+def state() -> Path:
+    """History, locks and labs. `KVMFLEET_STATE_DIR` moves it; otherwise as the XDG base directories say."""
+    return Path(os.environ.get("KVMFLEET_STATE_DIR") or platformdirs.user_state_dir("kvmfleet"))
+
+
+def cache() -> Path:
+    """What can be made again: images and packages. `KVMFLEET_CACHE_DIR` moves it."""
+    return Path(os.environ.get("KVMFLEET_CACHE_DIR") or platformdirs.user_cache_dir("kvmfleet"))
