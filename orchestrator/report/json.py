@@ -1,0 +1,57 @@
+"""The report as one JSON document, for machines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from .. import __version__
+from ..model import HostResult
+from .summary import counts
+
+__all__ = ["SCHEMA", "render"]
+
+SCHEMA = 1
+
+
+def render(results: Sequence[HostResult], *, command: str) -> str:
+    """Pretty-printed JSON: schema, kvmfleet version, command, summary by verdict, and every host with its findings,
+    evidence and contract. Strings from hosts are as they came; JSON escapes what a terminal could act on.
+    """
+    document = {
+        "schema": SCHEMA,
+        "kvmfleet": __version__,
+        "command": command,
+        "summary": counts(results),
+        "hosts": [_host(result) for result in results],
+    }
+    return _ascii(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+
+
+def _host(result: HostResult) -> dict[str, object]:
+    return {
+        "name": result.host,
+        "verdict": result.judgement.verdict,
+        "cause": result.judgement.cause,
+        "findings": result.judgement.findings,
+        "converged": result.converged,
+        "collected": {
+            "path": result.collected.path,
+            "problem": result.collected.problem,
+            "bytes_sent": result.collected.bytes_sent,
+            "bytes_received": result.collected.bytes_received,
+        },
+        "contract": result.contract,
+        "evidence": result.collected.evidence,
+    }
+
+
+def _ascii(text: str) -> str:
+    """C1 controls and bidirectional overrides are legal in JSON and act on terminals; write them as \\uXXXX."""
+    return "".join(c if c.isprintable() or c == "\n" else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    raw = character.encode("utf-16-be")
+    return "".join(f"\\u{raw[i]:02x}{raw[i + 1]:02x}" for i in range(0, len(raw), 2))

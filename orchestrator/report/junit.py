@@ -1,0 +1,58 @@
+"""The report as JUnit XML, for CI servers: one suite a host, one case a check.
+
+Format: https://github.com/testmoapp/junitxml (the elements that Jenkins, GitLab and GitHub actions read).
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+
+from ..model import Finding, HostResult
+from ..text import printable
+
+__all__ = ["render"]
+
+_ELEMENT = {"fail": "failure", "error": "error", "skip": "skipped", "waived": "skipped"}
+
+
+def render(results: Sequence[HostResult]) -> str:
+    """The XML document. A silent host is a suite whose one case is an error, so that it never passes."""
+    root = ET.Element("testsuites", name="kvmfleet")
+    for result in results:
+        root.append(_suite(result))
+    for key in ("tests", "failures", "errors", "skipped"):
+        root.set(key, str(sum(int(suite.get(key, "0")) for suite in root)))
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _suite(result: HostResult) -> ET.Element:
+    cases = [_case(result.host, finding) for finding in result.judgement.findings]
+    suite = ET.Element("testsuite", name=printable(result.host), tests=str(len(cases)))
+    for key, element in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+        suite.set(key, str(sum(case.find(element) is not None for case in cases)))
+    properties = ET.SubElement(suite, "properties")
+    ET.SubElement(properties, "property", name="verdict", value=result.judgement.verdict)
+    suite.extend(cases)
+    return suite
+
+
+def _case(host: str, finding: Finding) -> ET.Element:
+    case = ET.Element("testcase", classname=printable(host), name=finding.check)
+    if finding.status in _ELEMENT:
+        outcome = ET.SubElement(case, _ELEMENT[finding.status], message=printable(finding.summary))
+        outcome.text = "\n".join(_lines(finding)) or None
+    elif finding.status == "warn":
+        ET.SubElement(case, "system-out").text = "\n".join([f"warning: {printable(finding.summary)}", *_lines(finding)])
+    return case
+
+
+def _lines(finding: Finding) -> list[str]:
+    rows = (
+        ("expected", finding.expected),
+        ("seen", finding.seen),
+        ("because of", finding.cause),
+        ("fix", finding.fix),
+    )
+    return [f"{label}: {printable(text)}" for label, text in rows if text]

@@ -1,0 +1,37 @@
+"""Counts and the exit code of a run: the part that every form of report shares."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from ..model import Finding, HostResult, Verdict
+
+__all__ = ["VERDICTS", "counts", "exit_code", "worth_showing"]
+
+VERDICTS: tuple[Verdict, ...] = ("proven", "degraded", "failed", "unreachable", "unknown")
+
+
+def counts(results: Sequence[HostResult]) -> Mapping[Verdict, int]:
+    """How many hosts have each verdict; every verdict is there, in the order of VERDICTS."""
+    seen = Counter(result.judgement.verdict for result in results)
+    return {verdict: seen[verdict] for verdict in VERDICTS}
+
+
+def exit_code(results: Sequence[HostResult], *, strict: bool = False) -> int:
+    """0 all good, 2 a check failed, 1 a host could not be judged (wins over 2). `strict` counts degraded as failed."""
+    seen = counts(results)
+    if not results or seen["unreachable"] or seen["unknown"]:
+        return 1
+    if seen["failed"] or (strict and seen["degraded"]):
+        return 2
+    return 0
+
+
+def worth_showing(result: HostResult) -> tuple[Finding, ...]:
+    """What a person should read about a host: its failures, errors and warnings, the root cause first."""
+    bad = [f for f in result.judgement.findings if f.status in ("fail", "error", "warn")]
+    cause = result.judgement.cause
+    if cause is None:
+        return tuple(bad)
+    return (cause, *(f for f in bad if f.check != cause.check))

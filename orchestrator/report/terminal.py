@@ -1,0 +1,125 @@
+"""The report as a table and a few lines under it, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from ..model import Evidence, Finding, HostResult
+from ..text import printable
+from .summary import counts, worth_showing
+
+__all__ = ["findings", "report"]
+
+_STYLE = {
+    "proven": "bold green",
+    "degraded": "bold yellow",
+    "failed": "bold red",
+    "unreachable": "bold magenta",
+    "unknown": "bold magenta",
+    "pass": "green",
+    "warn": "yellow",
+    "fail": "red",
+    "error": "magenta",
+    "skip": "dim",
+    "waived": "dim",
+}
+
+
+def report(results: Sequence[HostResult], *, verbose: bool = False) -> RenderableType:
+    """The table of hosts, then what a person should do about each host that is not proven.
+
+    With `verbose` every finding of every host is listed. Hosts' strings are escaped and never read as markup.
+    """
+    parts: list[RenderableType] = [_table(results)]
+    parts += [findings(r) for r in results] if verbose else list(_advice(results))
+    parts.append(_closing(results))
+    return Group(*parts)
+
+
+def findings(result: HostResult) -> RenderableType:
+    """Every finding of one host, in the order in which they were judged."""
+    table = Table(box=None, show_header=False, padding=(0, 1), title=Text(result.host), title_justify="left")
+    for finding in result.judgement.findings:
+        why = f"{finding.summary} (because of {finding.cause})" if finding.cause else finding.summary
+        table.add_row(_word(finding.status), finding.check, Text(printable(why)))
+    return Padding(table, (0, 0, 1, 0))
+
+
+def _table(results: Sequence[HostResult]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for name in ("host", "verdict", "system", "kvm", "qemu", "libvirt", "guest", "checks"):
+        table.add_column(name, no_wrap=name in ("host", "verdict"), overflow="fold")
+    for result in results:
+        facts = [Text(printable(cell, 60)) for cell in _facts(result.collected.evidence)]
+        table.add_row(Text(result.host), _word(result.judgement.verdict), *facts, _tally(result))
+    return table
+
+
+def _facts(evidence: Evidence | None) -> tuple[str, str, str, str, str]:
+    """System, KVM, QEMU, libvirt and guest in a word or two each; a dash where nothing is known."""
+    if evidence is None:
+        return ("-",) * 5
+    system, kvm, guest = evidence.system, evidence.kvm, evidence.guest
+    proof = kvm.execution.outcome
+    boot = f"{guest.outcome}, {guest.domain_type}" if guest.domain_type else guest.outcome
+    return (
+        f"{system.os_id} {system.os_version}".strip() or "-",
+        kvm.speed.outcome if proof == "works" and kvm.speed.outcome != "unknown" else proof,
+        evidence.qemu.version or "-",
+        evidence.libvirt.version or "-",
+        boot,
+    )
+
+
+def _tally(result: HostResult) -> Text:
+    """How many findings passed, and how many did not, each in its colour."""
+    statuses = [finding.status for finding in result.judgement.findings]
+    text = Text(f"{statuses.count('pass')} pass", style=_STYLE["pass"])
+    for status in ("warn", "fail", "error", "skip"):
+        if number := statuses.count(status):
+            text.append(f" {number} {status}", style=_STYLE[status])
+    return text
+
+
+def _advice(results: Sequence[HostResult]) -> Iterator[RenderableType]:
+    """For each host that is not proven, the cause with its fix, then the other findings; equal ones are told once."""
+    told: dict[tuple[str, str, str], list[str]] = {}
+    example: dict[tuple[str, str, str], Finding] = {}
+    for result in results:
+        for finding in worth_showing(result):
+            key = (finding.check, str(finding.status), finding.summary)
+            told.setdefault(key, []).append(result.host)
+            example.setdefault(key, finding)
+    for key, hosts in told.items():
+        yield _line(example[key], hosts)
+
+
+def _line(finding: Finding, hosts: Sequence[str]) -> RenderableType:
+    text = Text()
+    text.append(f"{finding.status:<5} ", style=_STYLE[finding.status])
+    text.append(f"{_names(hosts)}: ", style="bold")
+    text.append(f"{finding.check}: {printable(finding.summary)}")
+    if finding.fix:
+        text.append(f"\n      {printable(finding.fix, 600)}", style="dim")
+    return text
+
+
+def _names(hosts: Sequence[str]) -> str:
+    """The hosts' names, the first five of a long list."""
+    shown = ", ".join(hosts[:5])
+    return shown if len(hosts) <= 5 else f"{shown} and {len(hosts) - 5} more"
+
+
+def _closing(results: Sequence[HostResult]) -> Text:
+    words = [f"{number} {verdict}" for verdict, number in counts(results).items() if number]
+    return Text(f"\n{len(results)} host{'s' if len(results) != 1 else ''}: {', '.join(words)}", style="bold")
+
+
+def _word(word: str) -> Text:
+    return Text(word, style=_STYLE.get(word, ""))

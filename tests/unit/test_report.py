@@ -1,0 +1,103 @@
+"""The report in its three forms, from made-up results (no host needed)."""
+
+import json
+import xml.etree.ElementTree as ET
+
+import pytest
+from rich.console import Console
+
+from orchestrator.model import Collected, Evidence, Execution, Finding, HostResult, Judgement, Kvm, Speed, System
+from orchestrator.report import json as json_report
+from orchestrator.report import junit, summary, terminal
+
+PASS = Finding("cpu.arch", "pass", "x86_64")
+FAIL = Finding("kvm.node", "fail", "/dev/kvm is absent", expected="a character device", seen="ENOENT", fix="Load kvm.")
+SKIP = Finding("kvm.exec", "skip", "not tried", cause="kvm.node")
+HOSTILE = Finding("qemu.binary", "warn", "\x1b]0;owned\x07 [red]8.0[/red] \x00", fix="Look at it.")
+
+
+def result(name, verdict, *findings, cause=None, evidence=None):
+    return HostResult(name, Judgement(verdict, findings, cause), Collected(name, "ssh", evidence))
+
+
+def show(renderable, width=160):
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115 - lives as long as the console
+    with console.file:
+        console.print(renderable)
+    return console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "strict", "code"),
+    [
+        (["proven"], False, 0),
+        (["proven", "degraded"], False, 0),
+        (["proven", "degraded"], True, 2),
+        (["proven", "failed"], False, 2),
+        (["failed", "unreachable"], False, 1),
+        (["failed", "unknown"], True, 1),
+        ([], False, 1),
+    ],
+)
+def test_the_exit_code_follows_the_worst_host_and_not_knowing_wins(verdicts, strict, code):
+    assert summary.exit_code([result(f"h{i}", v) for i, v in enumerate(verdicts)], strict=strict) == code
+
+
+def test_the_table_names_cause_and_fix_once_for_hosts_that_share_them():
+    shown = show(terminal.report([result(h, "failed", PASS, FAIL, SKIP, cause=FAIL) for h in ("hv1", "hv2")]))
+    assert shown.count("/dev/kvm is absent") == 1
+    assert "hv1, hv2: kvm.node" in shown
+    assert "Load kvm." in shown
+    assert "2 hosts: 2 failed" in shown
+
+
+def test_what_a_host_says_reaches_the_terminal_escaped_and_is_no_markup():
+    shown = show(terminal.report([result("hv1", "degraded", HOSTILE, cause=HOSTILE)]))
+    assert "\x1b" not in shown
+    assert "\\x1b]0;owned\\x07 [red]8.0[/red] \\x00" in shown
+
+
+def test_verbose_lists_every_finding_with_the_cause_of_a_skip():
+    shown = show(terminal.report([result("hv1", "failed", PASS, FAIL, SKIP)], verbose=True))
+    assert "not tried (because of kvm.node)" in shown
+    assert "cpu.arch" in shown
+
+
+def test_the_table_says_whether_kvm_runs_on_the_processor():
+    kvm = Kvm(execution=Execution("works"), speed=Speed("emulated"))
+    evidence = Evidence(1, 0.0, 1.0, kvm=kvm, system=System(os_id="debian", os_version="12"))
+    shown = show(terminal.report([result("hv1", "degraded", PASS, evidence=evidence)]))
+    assert "emulated" in shown
+    assert "debian 12" in shown
+
+
+def test_json_holds_every_host_and_keeps_a_hosts_bytes_off_the_terminal():
+    text = json_report.render([result("hv1", "degraded", HOSTILE), result("hv2", "unreachable")], command="validate")
+    document = json.loads(text)
+    assert document["summary"] == {"proven": 0, "degraded": 1, "failed": 0, "unreachable": 1, "unknown": 0}
+    assert [host["name"] for host in document["hosts"]] == ["hv1", "hv2"]
+    assert document["hosts"][0]["findings"][0]["summary"] == HOSTILE.summary
+    assert all(c.isprintable() or c == "\n" for c in text)
+
+
+def test_json_escapes_what_json_itself_would_let_through():
+    finding = Finding("cpu.arch", "warn", "\x9b2J \u202e \U000e0001")
+    text = json_report.render([result("hv1", "degraded", finding)], command="validate")
+    assert "\x9b" not in text
+    assert "\u202e" not in text
+    assert json.loads(text)["hosts"][0]["findings"][0]["summary"] == finding.summary
+
+
+def test_junit_has_a_case_for_each_check_and_counts_them():
+    root = ET.fromstring(junit.render([result("hv1", "failed", PASS, FAIL, SKIP, HOSTILE)]))
+    assert root.attrib == {"name": "kvmfleet", "tests": "4", "failures": "1", "errors": "0", "skipped": "1"}
+    failure = root.find("testsuite/testcase[@name='kvm.node']/failure")
+    assert failure.get("message") == "/dev/kvm is absent"
+    assert "fix: Load kvm." in failure.text
+    assert "warning:" in root.find("testsuite/testcase[@name='qemu.binary']/system-out").text
+
+
+def test_a_silent_host_is_an_error_in_junit():
+    silent = Finding("host.reachable", "error", "no route to host")
+    root = ET.fromstring(junit.render([result("hv1", "unreachable", silent, cause=silent)]))
+    assert root.get("errors") == "1"
