@@ -1,0 +1,8 @@
+"""`python -m orchestrator`: what the launcher execs."""
+
+from __future__ import annotations
+
+from orchestrator.cli import main
+
+if __name__ == "__main__":
+    main(prog_name="kvmfleet")
