@@ -1,13 +1,30 @@
-"""Which hosts there are, how to reach them, and their variables; `ansible-inventory` does the reading."""
+"""Which hosts there are, how to reach them, and their variables; `ansible-inventory` does the reading.
+
+Ansible skips a source that it cannot parse, keeps what it had read of it until then, and exits 0. A fleet that is
+quietly too small is the worst answer, so here an unparsed source is an error, as is a limit that leaves no host.
+"""
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-__all__ = ["AnsibleOptions", "Fleet", "Host", "Secrets"]
+from orchestrator import ansible_cfg, paths
+from orchestrator.ansible_cfg import Settings
+from orchestrator.ansible_read import program, run_together
+from orchestrator.errors import InventoryError
+from orchestrator.text import printable
+
+__all__ = ["GROUP", "AnsibleOptions", "Fleet", "Host", "Secrets", "load"]
+
+GROUP = "kvm_hosts"
+TIMEOUT_S = 120.0
+ONCE = "can be read only once, but a run reads it several times"
 
 
 class AnsibleOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,7 +48,7 @@ class AnsibleOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Secrets(msgspec.Struct, frozen=True):
-    """What the user typed at a prompt. Never in argv, in a log or on disk outside a 0700 folder that goes with the run."""
+    """What the user typed at a prompt: never in argv or a log, nor on disk outside a 0700 folder of the run."""
 
     connection: str = ""  # -k
     become: str = ""  # -K
@@ -41,14 +58,25 @@ class Secrets(msgspec.Struct, frozen=True):
 
 
 class Host(msgspec.Struct, frozen=True):
-    """One host of the inventory and the way to it. `variables` are the resolved inventory variables, Jinja untouched."""
+    """One host of the inventory and the way to it: variables first, then the command line, then ansible.cfg.
+
+    `variables` are the resolved inventory variables, Jinja untouched; they may hold secrets, so `repr` leaves them out.
+    """
 
     name: str
     address: str
     connection: str = "ssh"
     port: int | None = None
-    user: str = ""
+    user: str = ""  # "" when nobody said
     variables: Mapping[str, Any] = {}
+    private_key: str = ""
+    ssh_args: str = ""  # what the user added to ssh's command line; "" with Ansible's own defaults
+    host_key_checking: bool = True
+    become_method: str = "sudo"
+    templated: tuple[str, ...] = ()  # ansible_* variables that only Ansible can resolve: Jinja, or encrypted in place
+
+    def __repr__(self) -> str:
+        return f"Host({self.name!r}, {self.connection!r}, {self.address!r})"
 
 
 class Fleet(msgspec.Struct, frozen=True):
@@ -56,3 +84,165 @@ class Fleet(msgspec.Struct, frozen=True):
 
     hosts: tuple[Host, ...]
     sources: tuple[str, ...]
+    settings: Settings = Settings()
+
+
+def load(options: AnsibleOptions, *, timeout_s: float = TIMEOUT_S) -> Fleet:
+    """The fleet that `options` name, read by Ansible in the caller's working directory.
+
+    Raises:
+        InventoryError: a source cannot be read, a secret is missing, or no host is left.
+    """
+    _refuse_what_cannot_work(options)
+    asked = {
+        "inventory": [program("ansible-inventory"), "--list", *_inventory_arguments(options)],
+        **ansible_cfg.questions(),
+    }
+    answers = dict(zip(asked, run_together(list(asked.values()), timeout_s), strict=True))
+    listing = msgspec.json.decode(answers.pop("inventory"), type=dict[str, dict[str, Any]])
+    settings = ansible_cfg.decode(**answers)
+    names = _members(listing)
+    if not names:
+        raise _nobody(options, listing)
+    variables = listing.get("_meta", {}).get("hostvars", {})
+    return Fleet(
+        hosts=tuple(_host(name, variables.get(name, {}), options, settings) for name in names),
+        sources=options.inventory,
+        settings=settings,
+    )
+
+
+def _refuse_what_cannot_work(options: AnsibleOptions) -> None:
+    """Says about plain mistakes in one line what Ansible says in thirty, or not at all."""
+    for source in options.inventory:
+        if "," not in source:
+            _readable("inventory", source, "Give an inventory file, a folder of them, or a list that ends in a comma.")
+    for source in options.extra_vars:
+        if source.startswith("@"):
+            _readable("extra variables", source[1:], "-e takes key=value, JSON, YAML or @FILE.")
+    for source in (*options.vault_password_files, *(i.rpartition("@")[2] for i in options.vault_ids)):
+        if source.startswith("prompt"):
+            raise InventoryError(f"vault password {source}: {ONCE}", hint="Put the password in a file, or in a script.")
+        _readable("vault password", source, "Name a file that holds the password, or a script that prints it.")
+
+
+def _readable(what: str, source: str, hint: str) -> None:
+    path = Path(source).expanduser()
+    try:
+        empty = not any(path.iterdir()) if path.is_dir() else not path.stat().st_size and path.is_file()
+        if path.is_file():
+            path.open("rb").close()
+    except FileNotFoundError as e:
+        raise InventoryError(f"{what} {source}: no such file or folder", hint=hint) from e
+    except OSError as e:
+        raise InventoryError(f"{what} {source}: {e.strerror}", hint="Check its owner and mode.") from e
+    if empty:
+        raise InventoryError(f"{what} {source}: is empty", hint=hint)
+    if path.is_fifo():
+        raise InventoryError(f"{what} {source}: {ONCE}", hint="Put it in a file that only you can read.")
+
+
+def _inventory_arguments(options: AnsibleOptions) -> list[str]:
+    """Those of the user, and the playbooks' folder: its group_vars count for a playbook and must count here."""
+    return [
+        *(f"--inventory={source}" for source in options.inventory),
+        *([f"--limit={options.limit}"] if options.limit else []),
+        *(f"--extra-vars={extra}" for extra in options.extra_vars),
+        *(f"--vault-password-file={file}" for file in options.vault_password_files),
+        *(f"--vault-id={vault_id}" for vault_id in options.vault_ids),
+        f"--playbook-dir={paths.content() / 'playbooks'}",
+    ]
+
+
+def _members(listing: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The hosts of the group, each once, in Ansible's order: its own, then those of its children, level by level."""
+    groups, seen = [GROUP], {}
+    for group in groups:
+        groups.extend(child for child in listing.get(group, {}).get("children", ()) if child not in groups)
+        seen.update(dict.fromkeys(listing.get(group, {}).get("hosts", ())))
+    return list(seen)
+
+
+def _nobody(options: AnsibleOptions, listing: Mapping[str, Mapping[str, Any]]) -> InventoryError:
+    named = {child for entry in listing.values() for child in entry.get("children", ())}
+    if GROUP not in named and not options.inventory and named <= {"ungrouped"}:
+        return InventoryError("inventory: none given", hint="Name one with -i, or in ansible.cfg as `inventory`.")
+    if GROUP not in named:
+        groups = ", ".join(printable(g) for g in sorted(named - {"ungrouped"})) or "none"
+        return InventoryError(
+            f"inventory: there is no group {GROUP} (groups: {groups})",
+            hint=f"Put the hosts that are to run guests into a group {GROUP}.",
+        )
+    if options.limit:
+        return InventoryError(
+            f"inventory: the limit {printable(options.limit)} leaves no host of the group {GROUP}",
+            hint=f"See what there is with: ansible-inventory --graph {GROUP}",
+        )
+    return InventoryError(f"inventory: the group {GROUP} has no hosts", hint=f"Add hosts to the group {GROUP}.")
+
+
+def _host(name: str, raw: Mapping[str, Any], options: AnsibleOptions, settings: Settings) -> Host:
+    _refuse_odd_name(name)
+    said = {key: _plain(value) for key, value in raw.items() if key.startswith("ansible_")}
+
+    def variable(*names: str) -> str:
+        return next((str(said[n]) for n in names if said.get(n) not in (None, "")), "")
+
+    ssh_args = [variable(f"ansible_ssh_{kind}") for kind in ("args", "common_args", "extra_args")]
+    checking = variable("ansible_ssh_host_key_checking", "ansible_host_key_checking")
+    return Host(
+        name=name,
+        address=variable("ansible_host", "ansible_ssh_host") or name,
+        connection=_connection(variable("ansible_connection") or settings.connection),
+        port=_port(name, variable("ansible_port", "ansible_ssh_port")) or settings.port,
+        user=variable("ansible_user", "ansible_ssh_user") or options.user or settings.user,
+        variables=raw,
+        private_key=variable("ansible_private_key_file", "ansible_ssh_private_key_file")
+        or options.private_key
+        or settings.private_key,
+        ssh_args=" ".join(filter(None, (settings.ssh_args, *ssh_args))),
+        host_key_checking=_truth(checking) if checking else settings.host_key_checking,
+        become_method=variable("ansible_become_method") or settings.become_method or "sudo",
+        templated=tuple(sorted(key for key, value in raw.items() if key.startswith("ansible_") and _is_open(value))),
+    )
+
+
+def _refuse_odd_name(name: str) -> None:
+    """Names go into patterns, files and tables; one that Ansible would read as a pattern reaches the wrong hosts."""
+    if re.fullmatch(r"\w[\w.-]{0,252}", name):
+        return
+    try:
+        ipaddress.ip_address(name)
+    except ValueError as e:
+        raise InventoryError(
+            f"inventory: {printable(name)!r} cannot be the name of a host",
+            hint="Use letters, digits, '.', '_' and '-', or an address; put anything else into ansible_host.",
+        ) from e
+
+
+def _plain(value: object) -> object:
+    """The text of a value marked `!unsafe`, which is never templated."""
+    return value["__ansible_unsafe"] if isinstance(value, dict) and "__ansible_unsafe" in value else value
+
+
+def _is_open(value: object) -> bool:
+    if isinstance(value, dict):
+        return "__ansible_vault" in value
+    return isinstance(value, str) and ("{{" in value or "{%" in value)
+
+
+def _connection(name: str) -> str:
+    short = name.removeprefix("ansible.builtin.")
+    return "ssh" if short in {"", "smart"} else short
+
+
+def _port(name: str, text: str) -> int | None:
+    if not text or "{{" in text:
+        return None
+    if text.isdecimal() and 0 < int(text) < 65536:
+        return int(text)
+    raise InventoryError(f"{name}: ansible_port is {printable(text)!r}", hint="Use a number from 1 to 65535.")
+
+
+def _truth(text: str) -> bool:
+    return text.lower() in {"true", "yes", "on", "1", "t", "y"}
