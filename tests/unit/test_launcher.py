@@ -314,6 +314,15 @@ def test_a_terminal_is_asked(bare: Machine, answer: str, code: int, installs: in
     assert bare.called("apt-get install") == installs
 
 
+def test_a_pipe_is_not_a_terminal_even_when_it_says_yes(bare: Machine) -> None:
+    apt_that_installs(bare)
+    done = subprocess.run(
+        [bare.checkout / "kvmfleet"], env=bare.environment, input="y\n", capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert bare.called("apt-get") == 0
+
+
 def test_pips_last_words_are_shown_with_what_usually_helps(machine: Machine) -> None:
     (machine.bin / "pip").write_text("echo 'ERROR: No matching distribution found'; exit 1\n")
     done = machine.run()
