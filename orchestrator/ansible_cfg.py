@@ -25,6 +25,8 @@ class Settings(msgspec.Struct, frozen=True):
     host_key_checking: bool = True
     pipelining: bool | None = None
     become_method: str = ""
+    become_user: str = ""
+    timeout_s: int | None = None
     interpreter: str = ""
     forks: int | None = None
     roles_path: tuple[str, ...] = ()
@@ -52,6 +54,8 @@ def decode(base: bytes = b"", ssh: bytes = b"") -> Settings:
         host_key_checking=bool(said.get("ssh.host_key_checking", True)),
         pipelining=said.get("ssh.pipelining"),
         become_method=str(said.get("DEFAULT_BECOME_METHOD") or ""),
+        become_user=str(said.get("DEFAULT_BECOME_USER") or ""),
+        timeout_s=int(timeout) if (timeout := said.get("ssh.timeout")) else None,
         interpreter=str(said.get("INTERPRETER_PYTHON") or ""),
         forks=said.get("DEFAULT_FORKS"),
         roles_path=tuple(said.get("DEFAULT_ROLES_PATH") or ()),

@@ -24,6 +24,7 @@ __all__ = ["GROUP", "AnsibleOptions", "Fleet", "Host", "Secrets", "load"]
 
 GROUP = "kvm_hosts"
 TIMEOUT_S = 120.0
+CONNECT_TIMEOUT_S = 10  # what Ansible gives a connection
 ONCE = "can be read only once, but a run reads it several times"
 
 
@@ -73,6 +74,9 @@ class Host(msgspec.Struct, frozen=True):
     ssh_args: str = ""  # what the user added to ssh's command line; "" with Ansible's own defaults
     host_key_checking: bool = True
     become_method: str = "sudo"
+    become_user: str = "root"
+    python: str = ""  # ansible_python_interpreter; "" when Ansible would look for one itself
+    connect_timeout_s: int = 10
     templated: tuple[str, ...] = ()  # ansible_* variables that only Ansible can resolve: Jinja, or encrypted in place
 
     def __repr__(self) -> str:
@@ -203,6 +207,12 @@ def _host(name: str, raw: Mapping[str, Any], options: AnsibleOptions, settings: 
         ssh_args=" ".join(filter(None, (settings.ssh_args, *ssh_args))),
         host_key_checking=_truth(checking) if checking else settings.host_key_checking,
         become_method=variable("ansible_become_method") or settings.become_method or "sudo",
+        become_user=variable("ansible_become_user") or settings.become_user or "root",
+        python=_interpreter(variable("ansible_python_interpreter") or settings.interpreter),
+        connect_timeout_s=_seconds(name, variable("ansible_timeout", "ansible_ssh_timeout"))
+        or options.timeout_s
+        or settings.timeout_s
+        or CONNECT_TIMEOUT_S,
         templated=tuple(sorted(key for key, value in raw.items() if key.startswith("ansible_") and _is_open(value))),
     )
 
@@ -242,6 +252,19 @@ def _port(name: str, text: str) -> int | None:
     if text.isdecimal() and 0 < int(text) < 65536:
         return int(text)
     raise InventoryError(f"{name}: ansible_port is {printable(text)!r}", hint="Use a number from 1 to 65535.")
+
+
+def _interpreter(text: str) -> str:
+    """The path that was named; auto, auto_legacy and their silent forms name none."""
+    return "" if text.startswith("auto") else text
+
+
+def _seconds(name: str, text: str) -> int | None:
+    if not text or "{{" in text:
+        return None
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise InventoryError(f"{name}: ansible_timeout is {printable(text)!r}", hint="Use a number of seconds.")
 
 
 def _truth(text: str) -> bool:
