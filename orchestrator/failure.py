@@ -1,0 +1,71 @@
+"""Says in one line why an Ansible task failed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.text import printable
+
+__all__ = ["item", "message"]
+
+HIDDEN = "the task failed; its output is hidden because it may hold a secret (no_log)"
+
+# What Ansible says when the reason is somewhere else in the result.
+EMPTY_WORDS = (
+    "non-zero return code",
+    "module failure",
+    "one or more items failed",
+    "all items completed",
+    "see stdout/stderr",
+    "deserialization failed",  # no JSON came back: no Python there, or a shell that printed something else
+)
+TAIL = 300
+
+
+def message(result: Mapping[str, Any]) -> str:
+    """The reason in the result of a failed task, safe to show; of a loop, that of the first item that failed."""
+    return printable(_reason(_culprit(result))) or "the module gave no reason"
+
+
+def item(result: Mapping[str, Any]) -> str:
+    """The label of the loop's first item that failed, "" where there was no loop."""
+    culprit = _culprit(result)
+    if culprit is result or "censored" in culprit:
+        return ""
+    return printable(str(culprit.get("_ansible_item_label", culprit.get("item", ""))), 120)
+
+
+def _culprit(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    items = result.get("results")
+    failed = (i for i in items if isinstance(i, dict) and i.get("failed")) if isinstance(items, list) else iter(())
+    return next(failed, result)
+
+
+def _reason(result: Mapping[str, Any]) -> str:
+    if "censored" in result:
+        return HIDDEN
+    said = _text(result, "msg")
+    if "assertion" in result:
+        return f"{said} ({result['assertion']})" if said != "Assertion failed" else f"not so: {result['assertion']}"
+    if errors := result.get("argument_errors"):
+        return "; ".join(str(error) for error in errors) if isinstance(errors, list) else str(errors)
+    if said and not any(words in said.lower() for words in EMPTY_WORDS):
+        return said
+    outputs = ("stderr", "module_stderr", "stdout", "module_stdout", "exception")
+    detail = next(filter(None, (_end(_text(result, name)) for name in outputs)), "")
+    return f"{said.rstrip('.')}: {detail}" if said and detail else said or detail
+
+
+def _text(result: Mapping[str, Any], name: str) -> str:
+    value = result.get(name)
+    return value if isinstance(value, str) else "" if value is None else str(value)
+
+
+def _end(text: str) -> str:
+    """Where programs say why they gave up: of a traceback its last line, of anything else the last few lines."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if any(line.startswith("Traceback") for line in lines):
+        return lines[-1]
+    whole = " ".join(lines)
+    return whole if len(whole) <= TAIL else f"…{whole[-TAIL:]}"
