@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from .. import __version__
-from ..model import HostResult
-from .summary import counts
+from orchestrator import __version__
+from orchestrator.model import HostResult
+from orchestrator.report.summary import counts
 
 __all__ = ["SCHEMA", "render"]
 

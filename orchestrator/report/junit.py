@@ -8,8 +8,8 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 
-from ..model import Finding, HostResult
-from ..text import printable
+from orchestrator.model import Finding, HostResult
+from orchestrator.text import printable
 
 __all__ = ["render"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from ..model import Finding, HostResult, Verdict
+from orchestrator.model import Finding, HostResult, Verdict
 
 __all__ = ["VERDICTS", "counts", "exit_code", "worth_showing"]
 

@@ -10,9 +10,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ..model import Evidence, Finding, HostResult
-from ..text import printable
-from .summary import counts, worth_showing
+from orchestrator.model import Evidence, Finding, HostResult
+from orchestrator.report.summary import counts, worth_showing
+from orchestrator.text import printable
 
 __all__ = ["findings", "report"]
 

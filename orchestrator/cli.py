@@ -1,0 +1,468 @@
+"""The command line: arguments, printing and exit codes. Nothing else in this package prints or exits.
+
+Heavy modules are imported inside the commands that need them, so that `--help` and completion stay quick.
+"""
+
+from __future__ import annotations
+
+import functools
+import getpass
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from orchestrator import __version__
+from orchestrator.errors import KvmfleetError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from orchestrator.inventory import AnsibleOptions, Fleet, Secrets
+    from orchestrator.model import Depth, HostResult
+    from orchestrator.report.progress import Board, Steps
+
+__all__ = ["cli", "main"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "auto_envvar_prefix": None}
+DEPTHS = ("none", "proof", "firmware")
+
+
+# -- options shared by commands -------------------------------------------------------------------------------------
+
+
+def _apply(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """One decorator out of several, in the order in which --help should list them."""
+    return lambda function: functools.reduce(lambda f, decorate: decorate(f), reversed(decorators), function)
+
+
+connection_options = _apply(
+    click.option(
+        "-i",
+        "--inventory",
+        multiple=True,
+        metavar="PATH",
+        help="Inventory: a file, a folder, a script, or a comma-separated list of hosts. May be repeated.",
+    ),
+    click.option("-l", "--limit", default="", metavar="PATTERN", help="Only the hosts that match this pattern."),
+    click.option(
+        "-e", "--extra-vars", multiple=True, metavar="VARS", help="Variables: key=value, JSON, YAML or @file."
+    ),
+    click.option("-f", "--forks", type=click.IntRange(1, 10000), help="How many hosts at a time."),
+    click.option("-u", "--user", default="", metavar="NAME", help="Log in as this user."),
+    click.option("--private-key", "--key-file", default="", metavar="FILE", help="Log in with this key."),
+    click.option(
+        "-T", "--timeout", "timeout_s", type=click.IntRange(1, 3600), help="Seconds to wait for a connection."
+    ),
+    click.option("-b", "--become", is_flag=True, help="Become root on the hosts (the default of the playbooks)."),
+    click.option("-k", "--ask-pass", is_flag=True, help="Ask for the login password."),
+    click.option("-K", "--ask-become-pass", is_flag=True, help="Ask for the password of sudo."),
+    click.option(
+        "--vault-password-file", "--vault-pass-file", multiple=True, metavar="FILE", help="Holds the vault password."
+    ),
+    click.option("--vault-id", multiple=True, metavar="LABEL@SOURCE", help="Vault identity; SOURCE is a file."),
+    click.option("-v", "--verbose", count=True, help="Say more; -vvv shows what Ansible says."),
+)
+
+playbook_options = _apply(
+    click.option("-t", "--tags", multiple=True, metavar="TAGS", help="Only tasks with these tags."),
+    click.option("--skip-tags", multiple=True, metavar="TAGS", help="All but the tasks with these tags."),
+    click.option("-C", "--check", is_flag=True, help="Change nothing; say what would change."),
+    click.option("-D", "--diff", is_flag=True, help="Show the changes in files."),
+)
+
+report_options = _apply(
+    click.option("--json", "as_json", is_flag=True, help="Print the report as JSON; nothing else on stdout."),
+    click.option(
+        "--junit", type=click.Path(dir_okay=False), metavar="FILE", help="Also write the report as JUnit XML."
+    ),
+    click.option("--strict", is_flag=True, help="Exit 2 for warnings as well."),
+)
+
+boot_option = click.option(
+    "--boot",
+    "depth",
+    type=click.Choice(DEPTHS),
+    default="firmware",
+    show_default=True,
+    help="How far the proof goes: no guest, a few instructions through /dev/kvm, or a libvirt guest that boots.",
+)
+
+
+# -- commands over a fleet ------------------------------------------------------------------------------------------
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="kvmfleet")
+def cli() -> None:
+    """Turn bare Linux machines into KVM hosts, and prove each one by executing a guest on it.
+
+    Exit codes: 0 all good; 2 a check failed; 1 could not determine; 130 interrupted.
+    """
+
+
+@cli.command(short_help="Make the hosts KVM hosts, then prove each one.")
+@connection_options
+@playbook_options
+@boot_option
+@report_options
+def provision(depth: Depth, as_json: bool, junit: str | None, strict: bool, **given: Any) -> None:
+    """Install and configure QEMU/KVM and libvirt on the hosts of the group kvm_hosts, then prove each one."""
+    options, secrets = _ansible(given)
+    _logging(options.verbosity)
+    _provision(options, secrets, depth, _Output("provision", as_json, junit, strict, bool(options.verbosity)))
+
+
+@cli.command(short_help="Prove the hosts as they are; changes nothing.")
+@connection_options
+@boot_option
+@report_options
+def validate(depth: Depth, as_json: bool, junit: str | None, strict: bool, **given: Any) -> None:
+    """Prove the hosts as they are. Changes nothing; the guest that is booted cleans up after itself."""
+    from orchestrator import inventory, rollout
+
+    options, secrets = _ansible(given)
+    _logging(options.verbosity)
+    output = _Output("validate", as_json, junit, strict, bool(options.verbosity))
+    fleet = inventory.load(options)
+    with _board(fleet, "validate") as board:
+        run = rollout.validate(fleet, options, secrets=secrets, depth=depth, on_event=board.event)
+    output.finish(run.results, run.notes)
+
+
+def _provision(options: AnsibleOptions, secrets: Secrets, depth: Depth, output: _Output) -> None:
+    """Load, roll out, report: what `provision` and `lab up` share."""
+    from orchestrator import inventory, rollout
+
+    fleet = inventory.load(options)
+    with _board(fleet, "check mode" if options.check else "provision") as board:
+        run = rollout.provision(fleet, options, secrets=secrets, depth=depth, on_event=board.event)
+    output.finish(run.results, run.notes)
+
+
+# -- commands that need no host -------------------------------------------------------------------------------------
+
+
+def _complete_check(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
+    from orchestrator.checks import catalogue
+
+    return [check.id for check in catalogue.catalogue() if check.id.startswith(typed)]
+
+
+@cli.command(short_help="Tell what a check proves, how, and what to do.")
+@click.argument("check_id", metavar="CHECK-ID", required=False, shell_complete=_complete_check)
+def explain(check_id: str | None) -> None:
+    """Tell what a check proves, how, and what to do when it fails. Without CHECK-ID, list all checks."""
+    from orchestrator.checks import catalogue
+
+    if check_id is None:
+        width = max(len(check.id) for check in catalogue.catalogue())
+        for check in catalogue.catalogue():
+            click.echo(f"{check.id:<{width}}  {check.title}")
+        return
+    click.echo(catalogue.explain(check_id))
+
+
+@cli.command(short_help="Show every problem of this controller, each with its fix.")
+@click.option("--json", "as_json", is_flag=True, help="Print the problems as JSON.")
+def doctor(as_json: bool) -> None:
+    """Show every problem of this controller at once, each with its fix."""
+    from orchestrator import doctor as surgery
+
+    problems = surgery.problems()
+    if as_json:
+        _print_json(problems)
+    else:
+        for problem in problems:
+            click.echo(f"{problem.level:<7} {problem.what}\n        {problem.fix}")
+        click.echo("No problem found." if not problems else f"{len(problems)} found.")
+    if any(problem.level == "error" for problem in problems):
+        raise SystemExit(1)
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of a shell.
+
+    \b
+    bash: kvmfleet completion bash > ~/.local/share/bash-completion/completions/kvmfleet
+    zsh:  kvmfleet completion zsh > "${fpath[1]}/_kvmfleet"
+    fish: kvmfleet completion fish > ~/.config/fish/completions/kvmfleet.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    script = get_completion_class(shell)
+    assert script is not None, shell
+    click.echo(script(cli, {}, "kvmfleet", "_KVMFLEET_COMPLETE").source())
+
+
+# -- the lab --------------------------------------------------------------------------------------------------------
+
+
+def _complete_lab(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
+    from orchestrator.lab import record
+
+    return [name for name in record.names() if name.startswith(typed)]
+
+
+def _complete_lab_host(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
+    from orchestrator.lab import record
+
+    labs = [lab for name in record.names() if (lab := record.read(name))]
+    return [host.name for lab in labs for host in lab.hosts if host.name.startswith(typed)]
+
+
+lab_argument = click.argument("name", metavar="[LAB]", default="lab", shell_complete=_complete_lab)
+yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+
+
+@cli.group()
+def lab() -> None:
+    """Make, look at and remove a lab of KVM hosts on this machine."""
+
+
+@lab.command("up")
+@lab_argument
+@click.option("--os", "systems", multiple=True, metavar="SYSTEM", help="debian-12 or debian-13; may be repeated.")
+@click.option("--hosts", type=int, metavar="N", help="How many hosts. Default: one of each system.")
+@click.option("--provider", type=click.Choice(["container"]), default="container", show_default=True)
+@click.option("--bare", is_flag=True, help="Stop when the hosts run; do not provision them.")
+@boot_option
+@report_options
+@click.option("-v", "--verbose", count=True, help="Say more; -vvv shows what Ansible says.")
+@yes_option
+def lab_up(
+    name: str,
+    systems: tuple[str, ...],
+    hosts: int | None,
+    provider: str,
+    bare: bool,
+    depth: Depth,
+    as_json: bool,
+    junit: str | None,
+    strict: bool,
+    verbose: int,
+    yes: bool,
+) -> None:
+    """Make a lab, or bring back what is missing of it; then provision and prove its hosts.
+
+    Running it again starts what was stopped and rebuilds nothing.
+    """
+    from orchestrator.inventory import AnsibleOptions, Secrets
+    from orchestrator.lab import lab as labs
+    from orchestrator.lab.spec import LabSpec
+
+    _logging(verbose)
+    _install_prerequisites(yes)
+    spec = LabSpec(name=name, systems=systems, hosts=hosts, provider=provider)
+    with _steps() as progress:
+        made = labs.up(spec, progress=progress)
+    if not bare:
+        options = AnsibleOptions(inventory=(str(made.inventory),), verbosity=verbose)
+        _provision(options, Secrets(), depth, _Output("lab up", as_json, junit, strict, bool(verbose)))
+
+
+def _install_prerequisites(yes: bool) -> None:
+    """Installs the system packages that a lab needs: after asking, without asking, or not at all."""
+    from orchestrator.lab import prerequisites
+
+    packages = prerequisites.missing()
+    if not packages:
+        return
+    command = " ".join(prerequisites.install_command(packages))
+    if not yes:
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            prerequisites.require()
+        click.echo(f"A lab needs packages that this machine lacks. This command installs them:\n  {command}", err=True)
+        click.confirm("Run it?", abort=True, err=True)
+    with _steps() as progress:
+        prerequisites.install(packages, progress)
+
+
+@lab.command("status")
+@lab_argument
+@click.option("--json", "as_json", is_flag=True, help="Print the status as JSON.")
+def lab_status(name: str, as_json: bool) -> None:
+    """Show the hosts of a lab. Exits 1 when there is no such lab or one of its hosts does not run."""
+    from orchestrator.lab import lab as labs
+
+    status = labs.status(name)
+    if as_json:
+        _print_json(status)
+    else:
+        from orchestrator.report import lab as lab_report
+
+        _console().print(lab_report.status(status))
+    if any(host.state != "running" for host in status.hosts):
+        raise SystemExit(1)
+
+
+@lab.command("ssh", context_settings={"ignore_unknown_options": True})
+@click.argument("host", shell_complete=_complete_lab_host)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def lab_ssh(host: str, command: tuple[str, ...]) -> None:
+    """Log in to a host of a lab, or run a command there."""
+    from orchestrator.lab import lab as labs
+
+    argv = labs.ssh_argv(host, command)
+    os.execvp(argv[0], argv)
+
+
+@lab.command("down")
+@lab_argument
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@yes_option
+def lab_down(name: str, dry_run: bool, yes: bool) -> None:
+    """Remove a lab: its processes, interfaces, rules and files. Images stay in the cache."""
+    from orchestrator.lab import lab as labs
+
+    if dry_run:
+        for thing in labs.down(name, dry_run=True, progress=_ignore):
+            click.echo(f"would remove {thing}")
+        return
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError(f"Removing lab {name} needs a yes, and there is no terminal to ask at.", hint="Add --yes.")
+        click.confirm(f"Remove lab {name} with all that is in its hosts?", abort=True, err=True)
+    with _steps() as progress:
+        labs.down(name, dry_run=False, progress=progress)
+    click.echo(f"Lab {name} is gone.", err=True)
+
+
+# -- printing -------------------------------------------------------------------------------------------------------
+
+
+class _Output:
+    """Where the report of one command goes, and the exit code that it means."""
+
+    def __init__(self, command: str, as_json: bool, junit: str | None, strict: bool, verbose: bool) -> None:
+        self._command = command
+        self._json = as_json
+        self._junit = junit
+        self._strict = strict
+        self._verbose = verbose
+
+    def finish(self, results: Sequence[HostResult], problems: Sequence[KvmfleetError] = ()) -> NoReturn:
+        """Prints and writes the report first, so that a full disk loses nothing of it; then exits."""
+        from orchestrator.report import summary
+
+        self._print(results)
+        code = summary.exit_code(results, strict=self._strict)
+        if self._junit:
+            code = self._write_junit(self._junit, results) or code
+        for problem in problems:
+            _complain(problem)
+            code = problem.exit_code
+        raise SystemExit(code)
+
+    def _print(self, results: Sequence[HostResult]) -> None:
+        from orchestrator.report import json, terminal
+
+        if self._json:
+            click.echo(json.render(results, command=self._command))
+        else:
+            _console().print(terminal.report(results, verbose=self._verbose))
+
+    def _write_junit(self, path: str, results: Sequence[HostResult]) -> int:
+        from orchestrator.report import junit
+
+        try:
+            Path(path).write_text(junit.render(results), encoding="utf-8")
+        except OSError as e:
+            problem = KvmfleetError(f"{path}: {e.strerror}.", hint="Give --junit a file that can be written.")
+            _complain(problem)
+            return problem.exit_code
+        return 0
+
+
+def _console(*, stderr: bool = False) -> Console:
+    """A terminal of the width it has; a pipe or a file gets wide lines and no colours."""
+    from rich.console import Console
+
+    console = Console(stderr=stderr, highlight=False, emoji=False, markup=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 160
+    return console
+
+
+def _board(fleet: Fleet, title: str) -> Board:
+    from orchestrator.report.progress import Board
+
+    return Board([host.name for host in fleet.hosts], title=title, console=_console(stderr=True))
+
+
+def _steps() -> Steps:
+    from orchestrator.report.progress import Steps
+
+    return Steps(_console(stderr=True))
+
+
+def _ignore(_message: str, _fraction: float | None = None) -> None:
+    """Progress that nobody looks at."""
+
+
+def _print_json(document: object) -> None:
+    import msgspec
+
+    click.echo(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+
+
+def _complain(error: KvmfleetError) -> None:
+    """What, where and why; then what to do next."""
+    click.echo(f"kvmfleet: {error.message}", err=True)
+    if error.hint:
+        click.echo(f"  {error.hint}", err=True)
+
+
+# -- from arguments to values ---------------------------------------------------------------------------------------
+
+
+def _ansible(given: dict[str, Any]) -> tuple[AnsibleOptions, Secrets]:
+    """The options of Ansible out of what click parsed, and what the user typed at the prompts they ask for."""
+    from orchestrator.inventory import AnsibleOptions, Secrets
+
+    connection = getpass.getpass("SSH password: ") if given.pop("ask_pass") else ""
+    default = "[defaults to SSH password]" if connection else ""
+    become = getpass.getpass(f"BECOME password{default}: ") or connection if given.pop("ask_become_pass") else ""
+    options = AnsibleOptions(
+        vault_password_files=given.pop("vault_password_file"),
+        vault_ids=given.pop("vault_id"),
+        verbosity=given.pop("verbose"),
+        **given,
+    )
+    return options, Secrets(connection=connection, become=become)
+
+
+def _logging(verbosity: int) -> None:
+    """The story on stderr: warnings, with -v what we do, with -vv what we decide."""
+    level = {0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("orchestrator").setLevel(level)
+
+
+def main() -> None:
+    """Runs the command line; the only place where an exception becomes an exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an orderly end is the same as Ctrl-C
+    try:
+        code = cli.main(prog_name="kvmfleet", standalone_mode=False)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("kvmfleet: interrupted", err=True)
+        code = 130
+    except click.ClickException as e:
+        e.show()
+        code = 1  # click's own 2 means here that a check failed
+    except KvmfleetError as e:
+        _complain(e)
+        code = e.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
+        code = 1
+    sys.exit(code)

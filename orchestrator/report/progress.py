@@ -1,0 +1,142 @@
+"""What is going on right now: hosts by tasks on a terminal, otherwise one line a host when something of it is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.converge import Progress
+from orchestrator.model import Collected, HostConverged
+from orchestrator.text import printable
+
+__all__ = ["Board", "Steps"]
+
+ROWS = 20
+"""Hosts shown at once on a terminal; the busy and the failed ones first."""
+
+
+class _Row(msgspec.Struct):
+    host: str
+    state: str = "waiting"
+    done: int = 0
+    changed: int = 0
+    note: str = ""
+
+    @property
+    def rank(self) -> int:
+        return {"failed": 0, "unreachable": 0, "running": 1, "proving": 1, "waiting": 2}.get(self.state, 3)
+
+
+class Board:
+    """Shows a run while it goes on. Used as a context manager; `event` takes whatever the rollout tells."""
+
+    def __init__(self, hosts: Sequence[str], *, title: str, console: Console) -> None:
+        self._rows = {host: _Row(host) for host in hosts}
+        self._title = title
+        self._console = console
+        self._task = ""
+        self._started_s = time.monotonic()
+        # An interactive terminal gets a picture that is redrawn; a log gets lines.
+        self._live = Live(console=console, get_renderable=self._draw, transient=True, refresh_per_second=8)
+        self._draws = console.is_terminal
+
+    def __enter__(self) -> Board:
+        if self._draws:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._draws:
+            self._live.stop()
+
+    def event(self, event: Progress | HostConverged | Collected) -> None:
+        """Takes one event; unknown hosts are ignored."""
+        if isinstance(event, Progress):
+            self._progress(event)
+        elif isinstance(event, HostConverged):
+            self._converged(event)
+        else:
+            self._collected(event)
+
+    def _progress(self, event: Progress) -> None:
+        if event.outcome == "task":
+            self._task = event.task
+        elif event.outcome == "text":
+            self._console.print(Text(event.text.rstrip("\n")))
+        row = self._rows.get(event.host)
+        if row is None or event.outcome in ("task", "text"):
+            return
+        row.done = max(row.done, event.done)
+        row.changed += event.outcome == "changed"
+        row.state = event.outcome if event.outcome in ("failed", "unreachable") else "running"
+        row.note = event.text or event.task
+        if row.state != "running":
+            self._say(f"{event.host}: {row.state} in {event.task}: {event.text}", "red")
+
+    def _converged(self, event: HostConverged) -> None:
+        row = self._rows.setdefault(event.host, _Row(event.host))
+        row.state, row.note = "converged" if event.outcome == "ok" else event.outcome, ""
+        self._say(
+            f"{event.host}: {event.outcome}, {event.ok} tasks ok, {event.changed} changed, {event.failed} failed "
+            f"after {time.monotonic() - self._started_s:.0f} s"
+        )
+
+    def _collected(self, event: Collected) -> None:
+        row = self._rows.setdefault(event.host, _Row(event.host))
+        row.state, row.note = "looked at" if event.evidence else "silent", event.problem
+        self._say(f"{event.host}: {row.state}{': ' + event.problem if event.problem else ''}")
+
+    def _say(self, line: str, style: str = "") -> None:
+        """A line for a log; a terminal shows only what went wrong, as the rest is in the picture."""
+        if not self._draws or style:
+            self._console.print(Text(printable(line, 2000), style=style), soft_wrap=True)
+
+    def _draw(self) -> RenderableType:
+        table = Table(box=None, show_header=False, padding=(0, 1))
+        for _ in range(4):
+            table.add_column(no_wrap=True, overflow="ellipsis")
+        rows = sorted(self._rows.values(), key=lambda row: row.rank)
+        for row in rows[:ROWS]:
+            numbers = f"{row.done} tasks, {row.changed} changed" if row.done else ""
+            table.add_row(Text(row.host, style="bold"), row.state, numbers, Text(printable(row.note, 80), style="dim"))
+        more = [Text(f"and {len(rows) - ROWS} more hosts", style="dim")] if len(rows) > ROWS else []
+        clock = f"{self._title} {time.monotonic() - self._started_s:.0f} s  {printable(self._task, 80)}"
+        return Group(Spinner("dots", Text(clock)), table, *more)
+
+
+class Steps:
+    """Shows the steps of something that is no playbook, such as making a lab. Called with a message and a fraction."""
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
+        self._clock = clock
+        self._started_s = clock()
+        self._message = ""
+        self._live = Live(console=console, get_renderable=self._draw, transient=True, refresh_per_second=8)
+        self._fraction: float | None = None
+
+    def __enter__(self) -> Steps:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def __call__(self, message: str, fraction: float | None = None) -> None:
+        """A new message is a line; a new fraction of the same message only moves the picture."""
+        if message != self._message:
+            self._console.print(Text(f"{self._clock() - self._started_s:5.0f} s  {printable(message, 300)}"))
+        self._message, self._fraction = message, fraction
+
+    def _draw(self) -> RenderableType:
+        share = "" if self._fraction is None else f" {self._fraction:4.0%}"
+        return Spinner("dots", Text(f"{printable(self._message, 100)}{share}"))
