@@ -1,0 +1,244 @@
+"""Each problem of a controller, shown to the doctor on a machine that has it and on one that does not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import doctor
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def dump(*settings: dict[str, Any]) -> Callable[[], subprocess.CompletedProcess[str]]:
+    """`ansible-config dump --only-changed --format json` with these settings."""
+    entries = [{"name": "CONFIG_FILE", "origin": "", "value": None}, *settings, {"GALAXY_SERVERS": {}}]
+    return lambda: subprocess.CompletedProcess([], 0, stdout=json.dumps(entries), stderr="")
+
+
+def refuses(words: str) -> Callable[[], subprocess.CompletedProcess[str]]:
+    return lambda: subprocess.CompletedProcess([], 1, stdout="", stderr=words)
+
+
+def test_the_worst_comes_first() -> None:
+    levels = [doctor.LEVELS.index(problem.level) for problem in doctor.problems()]
+    assert levels == sorted(levels)
+
+
+@pytest.mark.parametrize("version", [(3, 11), (3, 14)])
+def test_a_python_that_we_support_is_no_problem(version: tuple[int, int]) -> None:
+    assert not list(doctor.python(version))
+
+
+@pytest.mark.parametrize("version", [(3, 10), (3, 15)])
+def test_a_python_that_we_do_not_support_is_an_error(version: tuple[int, int]) -> None:
+    (problem,) = doctor.python(version)
+    assert problem.level == "error"
+    assert f"3.{version[1]}" in problem.what
+
+
+def test_the_launcher_and_the_package_agree_on_the_pythons() -> None:
+    (oldest, newest) = doctor.PYTHONS
+    script = (ROOT / "scripts/venv").read_text()
+    assert re.findall(r"^(?:oldest|newest)=(\d+)$", script, re.MULTILINE) == [str(oldest[1]), str(newest[1])]
+    assert f'requires-python = ">=3.{oldest[1]},<3.{newest[1] + 1}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def environment(folder: Path, *, stamp: str | None) -> list[doctor.Problem]:
+    (folder / "requirements.lock").write_text("one==1\n")
+    if stamp is not None:
+        (folder / "venv/.kvmfleet").mkdir(parents=True)
+        (folder / "venv/.kvmfleet/requirements.lock").write_text(stamp)
+    return list(doctor.environment(folder, folder / "venv"))
+
+
+def test_the_environment_that_the_launcher_made_is_no_problem(tmp_path: Path) -> None:
+    assert not environment(tmp_path, stamp="one==1\n")
+
+
+@pytest.mark.parametrize("stamp", [None, "one==0.9\n"])
+def test_an_environment_from_another_lock_is_a_problem(tmp_path: Path, stamp: str | None) -> None:
+    (problem,) = environment(tmp_path, stamp=stamp)
+    assert str(tmp_path / "kvmfleet") in problem.fix
+
+
+def test_an_installed_kvmfleet_has_no_lock_to_differ_from(tmp_path: Path) -> None:
+    assert not list(doctor.environment(tmp_path, tmp_path))
+
+
+def test_a_missing_library_is_named() -> None:
+    (problem,) = doctor.libraries(find=lambda name: None if name == "asyncssh" else name)
+    assert (problem.level, "asyncssh" in problem.what, "click" in problem.what) == ("error", True, False)
+
+
+def test_every_library_of_the_requirements_is_looked_for() -> None:
+    wanted = re.findall(r"^[\w-]+", (ROOT / "requirements.in").read_text(), re.MULTILINE)
+    modules = {"pyyaml": "yaml"}
+    assert sorted(modules.get(name.lower(), name.lower().replace("-", "_")) for name in wanted) == sorted(
+        doctor.MODULES
+    )
+
+
+@pytest.mark.parametrize(("found", "problems"), [("2.18.9", 1), ("2.19.0", 0), ("2.21.5", 0), ("3.0.0rc1", 0)])
+def test_an_old_ansible_is_an_error(found: str, problems: int) -> None:
+    assert len(list(doctor.ansible_version(lambda _: found))) == problems
+
+
+def test_a_missing_ansible_is_left_to_the_libraries() -> None:
+    def absent(_: str) -> str:
+        raise importlib.metadata.PackageNotFoundError
+
+    assert not list(doctor.ansible_version(absent))
+
+
+def test_plain_settings_are_no_problem() -> None:
+    assert not list(doctor.ansible_settings(dump({"name": "DEFAULT_FORKS", "origin": "env", "value": 50})))
+
+
+def test_host_keys_that_are_not_checked_are_a_warning_that_says_where_that_comes_from() -> None:
+    setting = {"name": "HOST_KEY_CHECKING", "origin": "/etc/ansible/ansible.cfg", "value": False}
+    (problem,) = doctor.ansible_settings(dump(setting))
+    assert problem.level == "warning"
+    assert "/etc/ansible/ansible.cfg" in problem.what
+
+
+@pytest.mark.parametrize(("strategy", "problems"), [("mitogen_linear", 1), ("ansible.builtin.free", 0), ("debug", 1)])
+def test_an_unusual_strategy_is_a_warning(strategy: str, problems: int) -> None:
+    setting = {"name": "DEFAULT_STRATEGY", "origin": "env: ANSIBLE_STRATEGY", "value": strategy}
+    assert len(list(doctor.ansible_settings(dump(setting)))) == problems
+
+
+def test_a_locale_that_ansible_refuses_has_its_fix() -> None:
+    (problem,) = doctor.ansible_settings(
+        refuses("ERROR: Ansible requires the locale encoding to be UTF-8; Detected None.")
+    )
+    assert (problem.level, problem.fix) == ("error", "export LC_ALL=C.UTF-8")
+
+
+def test_the_real_ansible_refuses_such_a_locale(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "C")
+    (problem,) = doctor.ansible_settings()
+    assert problem.fix == "export LC_ALL=C.UTF-8"
+
+
+def test_a_broken_ansible_cfg_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ansible.cfg").write_text("[defaults\nforks = many\n")
+    monkeypatch.setenv("ANSIBLE_CONFIG", str(tmp_path / "ansible.cfg"))
+    (problem,) = doctor.ansible_settings()
+    assert problem.level == "error"
+    assert "ansible.cfg" in problem.what
+
+
+def test_an_ansible_that_cannot_be_started_is_an_error() -> None:
+    def absent() -> subprocess.CompletedProcess[str]:
+        raise FileNotFoundError(2, "No such file or directory", "ansible-config")
+
+    (problem,) = doctor.ansible_settings(absent)
+    assert (problem.level, "ansible-config" in problem.what) == ("error", True)
+
+
+def test_words_of_ansible_carry_no_terminal_escapes() -> None:
+    (problem,) = doctor.ansible_settings(refuses("\x1b[31mERROR: bad\x1b[0m"))
+    assert "\x1b" not in problem.what
+
+
+def test_a_configuration_that_does_not_exist_is_a_warning() -> None:
+    (problem,) = doctor.ansible_files({"ANSIBLE_CONFIG": "/nowhere/ansible.cfg"}, Path.cwd)
+    assert "/nowhere/ansible.cfg does not exist" in problem.what
+
+
+@pytest.mark.parametrize(("mode", "file", "problems"), [(0o777, True, 1), (0o755, True, 0), (0o777, False, 0)])
+def test_a_configuration_in_a_folder_that_everybody_can_write_is_ignored_by_ansible(
+    tmp_path: Path, mode: int, file: bool, problems: int
+) -> None:
+    if file:
+        (tmp_path / "ansible.cfg").touch()
+    tmp_path.chmod(mode)
+    assert len(list(doctor.ansible_files({}, lambda: tmp_path))) == problems
+
+
+def test_a_missing_ssh_is_an_error_with_the_command_that_installs_it() -> None:
+    (problem,) = doctor.ssh(lambda _: None)
+    assert problem.level == "error"
+    assert "openssh-client" in problem.fix
+    assert not list(doctor.ssh(lambda _: "/usr/bin/ssh"))
+
+
+def test_an_agent_that_has_gone_is_a_warning(tmp_path: Path) -> None:
+    path = str(tmp_path / "agent")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen()
+        assert not list(doctor.agent({"SSH_AUTH_SOCK": path}))
+    (problem,) = doctor.agent({"SSH_AUTH_SOCK": path})
+    assert "does not answer: Connection refused" in problem.what
+    assert not list(doctor.agent({}))
+
+
+def test_a_folder_that_is_still_to_be_made_is_judged_by_its_parent(tmp_path: Path) -> None:
+    assert not list(doctor.folder(tmp_path / "a/b/c", 0, level="error"))
+
+
+def test_a_file_where_a_folder_should_be_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "state").touch()
+    (problem,) = doctor.folder(tmp_path / "state" / "history", 0, level="error")
+    assert "cannot be written" in problem.what
+
+
+def test_a_full_disk_is_a_problem_that_says_how_much_is_wanted(tmp_path: Path) -> None:
+    (problem,) = doctor.folder(tmp_path, 1 << 40, level="note")
+    assert (problem.level, f"{1 << 40} are wanted" in problem.what) == ("note", True)
+
+
+def test_a_clock_before_our_own_files_is_a_warning() -> None:
+    (problem,) = doctor.clock(now_s=lambda: 0.0)
+    assert "behind" in problem.what
+    assert not list(doctor.clock())
+
+
+def machine(tmp_path: Path, **differences: Any) -> list[doctor.Problem]:
+    """What the lab finds on a machine that has all, but for the differences."""
+    (tmp_path / "kvm").touch()
+    (tmp_path / "filesystems").write_text("nodev\tcgroup2\n")
+    good: dict[str, Any] = {"missing": tuple, "root": True, "kvm": tmp_path / "kvm"}
+    return list(doctor.lab(**{**good, "filesystems": tmp_path / "filesystems", **differences}))
+
+
+def test_a_machine_that_has_all_has_no_problem(tmp_path: Path) -> None:
+    assert not machine(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("difference", "words"),
+    [
+        ({"missing": lambda: ("mmdebstrap", "nftables")}, "mmdebstrap, nftables"),
+        ({"root": False}, "needs root"),
+        ({"kvm": Path("/nowhere/kvm")}, "/nowhere/kvm is absent"),
+        ({"filesystems": Path("/dev/null")}, "no cgroup2"),
+    ],
+)
+def test_what_a_lab_lacks_is_only_a_note(tmp_path: Path, difference: dict[str, Any], words: str) -> None:
+    (problem,) = machine(tmp_path, **difference)
+    assert problem.level == "note"
+    assert words in problem.what
+
+
+def test_missing_packages_come_with_the_command_that_installs_them(tmp_path: Path) -> None:
+    (problem,) = machine(tmp_path, missing=lambda: ("mmdebstrap", "nftables"))
+    assert re.search(r"apt-get install .*mmdebstrap nftables", problem.fix)
+
+
+def test_a_firewall_that_drops_forwarded_packets_is_a_note() -> None:
+    chain = "table ip filter {\n\tchain FORWARD {\n\t\ttype filter hook forward priority filter; policy drop;\n\t}\n}\n"
+    (problem,) = doctor.forwarding(lambda: chain)
+    assert "Docker" in problem.what
+    assert not list(doctor.forwarding(lambda: chain.replace("drop", "accept")))
+    assert not list(doctor.forwarding(lambda: ""))
