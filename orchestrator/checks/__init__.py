@@ -1,0 +1,1 @@
+"""The catalogue of checks: pure functions from evidence to a finding, one file a group."""

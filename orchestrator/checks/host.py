@@ -1,0 +1,50 @@
+"""Did the host answer, and completely?"""
+
+from __future__ import annotations
+
+from orchestrator.checks.registry import Case, check, failed, passed
+from orchestrator.model import Finding
+
+
+@check(
+    "host.reachable",
+    "The host answers",
+    sections=(),
+    proves="The controller can log in on the host and start Python there.",
+    how="One session a host. A host that stays silent is never counted as good: verdicts walk the inventory.",
+    todo="Try `ssh` with the address, port, user and key of the inventory. The finding says at which step it ended.",
+)
+def reachable(case: Case) -> Finding:
+    return passed(f"answered in {case.evidence.duration_ms / 1000:.1f} s")
+
+
+@check(
+    "host.evidence",
+    "The host's answer is complete",
+    sections=(),
+    requires=("host.reachable",),
+    proves="Every section of the evidence was collected, as root.",
+    how="The collector reports its effective user, and each section that failed or took too long with the reason.",
+    todo="Let the login user become root with sudo. For a section that takes too long, look at the host's load, disks "
+    "and directory service.",
+)
+def evidence(case: Case) -> Finding:
+    if case.evidence.system.uid > 0:
+        return failed(
+            f"collected as user {case.evidence.system.uid}, most answers need root",
+            expected="uid 0",
+            seen=f"uid {case.evidence.system.uid}",
+            fix="Set ansible_become: true, or let the login user run sudo without a password.",
+        )
+    if case.evidence.errors:
+        problems = "; ".join(f"{section}: {why}" for section, why in sorted(case.evidence.errors.items()))
+        return Finding(
+            "", "error", f"incomplete: {problems}", fix="Look at the host's load and disks, then validate again."
+        )
+    system = case.evidence.system
+    return passed(
+        f"{system.os_name or system.os_id or 'unknown release'}, Linux {system.kernel}, Python {system.python}"
+    )
+
+
+CHECKS = (reachable, evidence)

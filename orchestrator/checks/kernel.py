@@ -1,0 +1,152 @@
+"""Does the kernel have its modules, now and after the next boot?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from orchestrator.checks.contract import PROVISION
+from orchestrator.checks.registry import Case, Check, check, differences, failed, not_applicable, passed, warned
+from orchestrator.model import Finding, Module, ModuleWish
+
+
+def _here(case: Case, name: str) -> bool:
+    return case.evidence.kernel.modules.get(name, Module()).state != "absent"
+
+
+def _how_to_load(case: Case, name: str) -> str:
+    """The command that brings a module in, or the machine on which that must happen."""
+    kernel, system = case.evidence.kernel, case.evidence.system
+    if system.container:
+        return f"Run `modprobe {name}` on the machine that runs this container: they share the kernel {system.kernel}."
+    if not kernel.modules.get(name, Module()).available:
+        why = "a minimal kernel, or one that was updated without a reboot"
+        return f"Boot a kernel that has the module {name}; {system.kernel} has not ({why})."
+    if name in kernel.blacklisted:
+        return f"Remove the line in /etc/modprobe.d that blacklists {name}, then run `modprobe {name}`."
+    return f"Run `modprobe {name}`; the reason of a refusal is in `dmesg`."
+
+
+@check(
+    "kernel.module",
+    "The kernel has KVM",
+    sections=("kernel", "system"),
+    requires=("cpu.extensions",),
+    lab_warns=True,
+    proves="KVM and the part of it for this processor are in the running kernel.",
+    how="/proc/modules, /sys/module and /proc/misc, because builtin modules show only in some of them.",
+    todo="`modprobe kvm_intel` or `modprobe kvm_amd`. 'Operation not supported' means that the firmware has it off. In "
+    "a container, the modules are those of the machine below.",
+)
+def module(case: Case) -> Finding:
+    vendor = (
+        "kvm_amd" if "svm" in case.evidence.cpu.flags or case.evidence.cpu.vendor == "AuthenticAMD" else "kvm_intel"
+    )
+    loaded = [name for name in case.evidence.kernel.modules if name.startswith("kvm_") and _here(case, name)]
+    if _here(case, "kvm") and (loaded or case.kvm_answers or case.evidence.system.arch == "aarch64"):
+        return passed(f"kvm with {', '.join(loaded)}" if loaded else "kvm is in the kernel")
+    if case.kvm_answers:
+        return passed("KVM answers, under no name in the list of modules")
+    missing = vendor if _here(case, "kvm") else "kvm"
+    return failed(
+        f"the module {missing} is not loaded",
+        expected=f"kvm and {vendor}",
+        seen="absent",
+        fix=_how_to_load(case, vendor),
+    )
+
+
+@check(
+    "kernel.persist",
+    "The modules come back after a boot",
+    sections=("kernel",),
+    requires=("contract.present",),
+    proves="After the next boot the modules are loaded again.",
+    how="Each required module of the contract is builtin or listed in modules-load.d, /etc/modules or the command "
+    "line, and not blacklisted.",
+    todo=PROVISION,
+)
+def persist(case: Case) -> Finding:
+    kernel = case.evidence.kernel
+    if not kernel.can_load:
+        return not_applicable("this host cannot load modules, its kernel is another machine's or closed")
+    required = [name for name, wish in case.wishes.modules.items() if wish.required]
+    loadable = [name for name in required if kernel.modules.get(name, Module()).state != "builtin"]
+    lost = [name for name in loadable if name not in kernel.load_at_boot or name in kernel.blacklisted]
+    if lost:
+        return failed(f"not loaded at the next boot: {', '.join(lost)}", expected="in modules-load.d", fix=PROVISION)
+    return passed(f"{len(required)} modules come back")
+
+
+@check(
+    "kernel.options",
+    "The modules have their options",
+    sections=("kernel",),
+    requires=("contract.present",),
+    proves="The options of the contract, such as nested, are active and will be after the next boot.",
+    how="modprobe.d in the order of modprobe(8) for the next boot, /sys/module/NAME/parameters for now. "
+    "Y and 1 are one value.",
+    todo="Written but not active: reload the module when no guest runs (`modprobe -r kvm_intel && modprobe "
+    f"kvm_intel`), or reboot. Not written: {PROVISION}",
+)
+def options(case: Case) -> Finding:
+    kernel = case.evidence.kernel
+    wishes = {name: wish.options for name, wish in case.wishes.modules.items() if wish.options}
+    known = {name: wish for name, wish in wishes.items() if _here(case, name) and name in kernel.modules}
+    later = [
+        f"{name}: {text}"
+        for name, wish in known.items()
+        for text in differences(wish, kernel.configured_options.get(name, {}))
+    ]
+    live = [
+        f"{name}: {text}"
+        for name, wish in known.items()
+        if (params := kernel.modules[name].params)
+        for text in differences({key: value for key, value in wish.items() if key in params}, params)
+    ]
+    if later and kernel.can_load:
+        return failed(
+            f"not configured for the next boot: {'; '.join(later)}", expected="as in the contract", fix=PROVISION
+        )
+    if live:
+        reload = f"Reload {', '.join(sorted({text.split(':')[0] for text in live}))} when no guest runs, or reboot."
+        return warned(f"configured, not active: {'; '.join(live)}", expected="as in the contract", fix=reload)
+    if not known:
+        return not_applicable("no options are asked for" if not wishes else "none of the modules is in this kernel")
+    return passed(f"options of {', '.join(known)} are active and configured")
+
+
+def _device(name: str, purpose: str, *, required: bool) -> Check:
+    """A check for a module that gives guests something beside KVM. `required` holds where the contract is silent."""
+
+    @check(
+        f"kernel.{name}",
+        f"The kernel has {name}",
+        sections=("kernel", "system"),
+        proves=f"The kernel offers {name}: {purpose}.",
+        how="/proc/modules, /sys/module and /proc/misc. A device node alone says nothing, it may be static.",
+        todo=f"`modprobe {name}`. A container shares the kernel of the machine below: load it there.",
+    )
+    def look(case: Case) -> Finding:
+        wish = case.wishes.modules.get(name, ModuleWish(required=required))
+        if _here(case, name):
+            return passed(f"{name} is {case.evidence.kernel.modules[name].state}")
+        if not wish.required:
+            return not_applicable(f"{name} is absent and not asked for")
+        verdict: Callable[..., Finding] = failed if case.evidence.kernel.can_load else warned
+        where = (
+            f" in the kernel that this {case.evidence.system.container} shares"
+            if case.evidence.system.container
+            else ""
+        )
+        return verdict(
+            f"{name} is absent{where}", expected="loaded or builtin", seen="absent", fix=_how_to_load(case, name)
+        )
+
+    return look
+
+
+vhost_net = _device("vhost_net", "network packets of guests are moved inside the kernel", required=True)
+vhost_vsock = _device("vhost_vsock", "sockets between a guest and its host", required=False)
+tun = _device("tun", "network interfaces of guests", required=True)
+
+CHECKS = (module, persist, options, vhost_net, vhost_vsock, tun)

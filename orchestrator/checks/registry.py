@@ -1,0 +1,120 @@
+"""What a check is, and how a function becomes one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from orchestrator.model import Contract, Evidence, Finding, Profile
+
+__all__ = ["Case", "Check", "Explanation", "check", "failed", "not_applicable", "passed", "warned"]
+
+
+class Case(msgspec.Struct, frozen=True):
+    """All that a check may look at. `contract` is None on a host that was never provisioned."""
+
+    evidence: Evidence
+    contract: Contract | None
+    profile: Profile
+
+    @property
+    def wishes(self) -> Contract:
+        """The contract, or what every host is expected to be."""
+        return self.contract or Contract(schema=self.evidence.schema)
+
+    @property
+    def kvm_answers(self) -> bool:
+        """The kernel's KVM speaks to us, whatever the processor's flags and the list of modules say."""
+        return self.evidence.kvm.api_version == 12 or self.evidence.kvm.execution.outcome == "works"
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """What `kvmfleet explain` tells about a check."""
+
+    proves: str
+    how: str
+    todo: str
+
+
+Look = Callable[[Case], Finding]
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One question with a stable id.
+
+    A check is skipped when one of `requires` failed. One of `explained_by` that failed turns only a failure of this
+    check into a skip: what passed all the same, passed. In the profile lab a failure is a warning where `lab_warns`.
+    """
+
+    id: str
+    title: str
+    sections: tuple[str, ...]  # of the evidence; one that could not be collected makes the finding an error
+    requires: tuple[str, ...]
+    explained_by: tuple[str, ...]
+    lab_warns: bool
+    explanation: Explanation
+    look: Look
+
+    def finding(self, case: Case) -> Finding:
+        """What is found, before anything is known about other checks."""
+        errors = case.evidence.errors
+        missing = next((section for section in self.sections if section in errors), None)
+        if missing:
+            summary = f"could not be looked at: {missing}: {errors[missing]}"
+            return Finding(
+                self.id, "error", summary, fix="Run `kvmfleet validate` again; if it stays, look at the host."
+            )
+        found = msgspec.structs.replace(self.look(case), check=self.id)
+        if found.status == "fail" and self.lab_warns and case.profile == "lab":
+            return msgspec.structs.replace(found, status="warn")
+        return found
+
+
+def check(
+    id: str,
+    title: str,
+    *,
+    sections: tuple[str, ...],
+    proves: str,
+    how: str,
+    todo: str,
+    requires: tuple[str, ...] = (),
+    explained_by: tuple[str, ...] = (),
+    lab_warns: bool = False,
+) -> Callable[[Look], Check]:
+    """Make a check of the function below."""
+    explanation = Explanation(proves, how, todo)
+    return lambda look: Check(id, title, sections, requires, explained_by, lab_warns, explanation, look)
+
+
+def passed(summary: str) -> Finding:
+    return Finding("", "pass", summary)
+
+
+def failed(summary: str, *, fix: str, expected: str = "", seen: str = "") -> Finding:
+    return Finding("", "fail", summary, expected, seen, fix)
+
+
+def warned(summary: str, *, fix: str, expected: str = "", seen: str = "") -> Finding:
+    return Finding("", "warn", summary, expected, seen, fix)
+
+
+def not_applicable(reason: str) -> Finding:
+    """Nothing to be found here, for a reason that is no failure."""
+    return Finding("", "skip", reason)
+
+
+def differences(wanted: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """Keys whose values differ, as "key is A, not B"."""
+    return [
+        f"{key} is {found[key]}, not {value}" if key in found else f"{key} is not set, not {value}"
+        for key, value in sorted(wanted.items())
+        if key not in found or plain(found[key]) != plain(value)
+    ]
+
+
+def plain(value: str) -> str:
+    """One spelling for the values that kernel and libvirt write in several ways: Y is 1, "x" is x."""
+    bare = value.strip().replace('"', "").replace(" ", "")
+    return {"y": "1", "yes": "1", "true": "1", "n": "0", "no": "0", "false": "0"}.get(bare.lower(), bare)

@@ -1,0 +1,78 @@
+"""Read files that may be missing, huge, or no files at all."""
+
+import errno
+import glob
+import hashlib
+import os
+import stat
+from typing import Dict, List, Tuple
+
+SMALL = 65536
+LARGE = 64 << 20
+
+
+def opened(path: str, extra: int = 0) -> int:
+    """A descriptor of a regular file. O_NONBLOCK, so that a FIFO in its place cannot hang us. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | extra)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return fd
+
+
+def content(path: str, limit: int = SMALL) -> str:
+    """The text of a file, cut at `limit` bytes. Raises OSError. Also for /proc and /sys, whose sizes say nothing."""
+    fd = opened(path)
+    try:
+        return _all(fd, limit).decode("utf-8", "replace")
+    finally:
+        os.close(fd)
+
+
+def text(path: str, limit: int = SMALL) -> str:
+    """As `content`, and an empty string where the file cannot be read."""
+    try:
+        return content(path, limit)
+    except OSError:
+        return ""
+
+
+def _all(fd: int, limit: int) -> bytes:
+    parts, room = [], limit
+    while room > 0:
+        data = os.read(fd, min(room, SMALL))
+        if not data:
+            break
+        parts.append(data)
+        room -= len(data)
+    return b"".join(parts)
+
+
+def sha256(path: str) -> str:
+    """The digest in hexadecimal, or an empty string for what is no readable regular file below 64 MiB."""
+    try:
+        fd = opened(path)
+    except OSError:
+        return ""
+    try:
+        if os.fstat(fd).st_size > LARGE:
+            return ""
+        digest = hashlib.sha256()
+        for data in iter(lambda: os.read(fd, 1 << 20), b""):
+            digest.update(data)
+        return digest.hexdigest()
+    finally:
+        os.close(fd)
+
+
+def dropins(name: str, suffix: str = ".conf") -> List[Tuple[str, str]]:
+    """(path, text) of NAME.d in the order in which it is applied.
+
+    As in modprobe.d(5) and modules-load.d(5): sorted by file name whatever the folder, and a file of an earlier folder
+    replaces the one with its name in a later folder.
+    """
+    chosen: Dict[str, str] = {}
+    for folder in ("/etc", "/run", "/usr/local/lib", "/usr/lib", "/lib"):
+        for path in glob.glob("{}/{}/*{}".format(folder, name, suffix)):
+            chosen.setdefault(os.path.basename(path), path)
+    return [(path, text(path)) for _, path in sorted(chosen.items())]

@@ -1,0 +1,160 @@
+"""The hypervisor of the running kernel: the file, the interface, a guest that executes, and how fast."""
+
+import errno
+import fcntl
+import grp
+import os
+import pwd
+import stat
+import time
+from typing import Any, Callable, Dict, Tuple
+
+from . import child, machine_x86
+from .contract import Contract
+
+NODE = "/dev/kvm"
+USERS = ("libvirt-qemu", "qemu")
+ITERATIONS = 20000  # 10 microseconds in hardware, 30 milliseconds emulated
+SLOW_NS = 200.0  # per iteration; hardware needs below 1, an interpreter of machine code below 50, KVM's emulator 1000
+
+
+def look(contract: Contract, depth: str) -> Dict[str, Any]:
+    found: Dict[str, Any] = {"node": node(), "open_as": open_as(contract)}
+    found["api_version"] = api_version() if not found["node"]["errno"] else None
+    found["execution"], found["speed"] = proof(depth, found["node"]["exists"])
+    return found
+
+
+def node() -> Dict[str, Any]:
+    try:
+        info = os.stat(NODE)
+    except OSError as error:
+        return {"exists": False, "errno": name(error)}
+    return {
+        "exists": True,
+        "character": stat.S_ISCHR(info.st_mode),
+        "major": os.major(info.st_rdev),
+        "minor": os.minor(info.st_rdev),
+        "mode": stat.S_IMODE(info.st_mode),
+        "owner": _named(pwd.getpwuid, info.st_uid),
+        "group": _named(grp.getgrgid, info.st_gid),
+        "errno": attempt(),
+    }
+
+
+def attempt() -> str:
+    """The errno of opening the node, "" when it opens."""
+    try:
+        os.close(os.open(NODE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
+    except OSError as error:
+        return name(error)
+    return ""
+
+
+def name(error: OSError) -> str:
+    return errno.errorcode.get(error.errno or 0, str(error.errno))
+
+
+def _named(lookup: Callable[[int], Tuple[Any, ...]], number: int) -> str:
+    try:
+        return str(lookup(number)[0])
+    except KeyError:
+        return str(number)
+
+
+def api_version() -> Any:
+    kvm = os.open(NODE, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return fcntl.ioctl(kvm, machine_x86.GET_API_VERSION, 0)
+    except OSError:  # not KVM's node: ENOTTY
+        return None
+    finally:
+        os.close(kvm)
+
+
+def proof(depth: str, exists: bool) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+    """Execution and speed."""
+    if depth == "none":
+        return skipped("not asked for"), {"outcome": "unknown"}
+    if not exists:
+        return skipped("there is no " + NODE), {"outcome": "unknown"}
+    if os.uname().machine != "x86_64":
+        reason = "no proof is written for {} yet".format(os.uname().machine)
+        return skipped(reason), {"outcome": "unknown", "detail": reason}
+    nonce = os.urandom(16)
+    execution = execute(lambda report: machine_x86.prove(report, nonce))
+    if execution["outcome"] != "works":
+        return execution, {"outcome": "unknown"}
+    return execution, speed()
+
+
+def skipped(reason: str) -> Dict[str, Any]:
+    return {"outcome": "skipped", "detail": reason}
+
+
+def execute(job: Callable[[child.Report], Dict[str, Any]]) -> Dict[str, Any]:
+    """Run `job` in a child; its answer, or the step and the reason at which it broke."""
+    begun = time.perf_counter()
+
+    def guarded(report: child.Report) -> Dict[str, Any]:
+        try:
+            return dict(job(report), outcome="works")
+        except OSError as error:
+            return {"outcome": "broken", "errno": name(error), "detail": error.strerror or ""}
+        except machine_x86.Step as problem:
+            return {"outcome": "broken", "exit_reason": problem.reason, "detail": problem.detail}
+
+    answer, step, death = child.ask(guarded, 3.0)
+    answer = answer or {"outcome": "broken", "detail": death}
+    return dict(answer, step=step, duration_ms=(time.perf_counter() - begun) * 1000)
+
+
+def speed() -> Dict[str, Any]:
+    """Hardware or emulation: the kernel's own count where it keeps one, the time where it does not."""
+    answer = execute(lambda report: machine_x86.time_loop(report, ITERATIONS))
+    if answer["outcome"] != "works":
+        return {"outcome": "unknown", "detail": answer.get("detail", "")}
+    counted, loop_ms = answer["emulated_instructions"], answer["loop_ms"]
+    per_loop_ns = loop_ms * 1e6 / ITERATIONS
+    slow = per_loop_ns > SLOW_NS if counted is None else counted >= ITERATIONS
+    return {
+        "outcome": "emulated" if slow else "hardware",
+        "loop_ms": loop_ms,
+        "iterations": ITERATIONS,
+        "emulated_instructions": counted,
+        "detail": "judged by time, this kernel counts no emulated instructions" if counted is None else "",
+    }
+
+
+def open_as(contract: Contract) -> Dict[str, Any]:
+    """Open the node as the user that QEMU runs as, with the groups that libvirt gives it."""
+    wanted = contract.text("qemu.user")
+    users = [wanted] if wanted else [user for user in USERS if _exists(user)]
+    if not users:
+        return {"tried": False}
+    try:
+        user = pwd.getpwnam(users[0])
+    except KeyError:
+        return {"user": users[0], "errno": "no such user", "tried": False}
+
+    def attempt_as(_report: child.Report) -> Dict[str, Any]:
+        os.setgroups(os.getgrouplist(user.pw_name, user.pw_gid))
+        os.setgid(user.pw_gid)
+        os.setuid(user.pw_uid)
+        return {"errno": attempt()}
+
+    answer, _, death = child.ask(attempt_as, 3.0)
+    return {
+        "user": user.pw_name,
+        "group": _named(grp.getgrgid, user.pw_gid),
+        "errno": answer.get("errno", death),
+        "tried": bool(answer),
+    }
+
+
+def _exists(user: str) -> bool:
+    try:
+        pwd.getpwnam(user)
+    except KeyError:
+        return False
+    return True

@@ -1,0 +1,138 @@
+"""The libvirt daemons: their units, whether one answers, and the settings that the contract names."""
+
+import os
+import re
+import xml.etree.ElementTree as ElementTree
+from typing import Any, Dict, Iterable, List
+
+from . import files, shell
+from .contract import Contract
+
+FOLDER = "/etc/libvirt/"
+URI = "qemu:///system"
+FAMILY = ("libvirtd", "virtqemud")
+MODULAR = (
+    "virtnetworkd",
+    "virtnodedevd",
+    "virtnwfilterd",
+    "virtsecretd",
+    "virtstoraged",
+    "virtinterfaced",
+    "virtproxyd",
+)
+SHOWN = "Id,LoadState,ActiveState,UnitFileState,MainPID"
+SECRET = re.compile(r"passw|secret|credential", re.IGNORECASE)
+
+
+def look(contract: Contract) -> Dict[str, Any]:
+    shown = units(contract.names("libvirt.sockets") + contract.names("libvirt.services"))
+    found: Dict[str, Any] = {
+        "units": {
+            name: {"load": unit["LoadState"], "active": unit["ActiveState"], "enabled": unit["UnitFileState"]}
+            for name, unit in shown.items()
+            if unit["LoadState"] != "not-found"
+        },
+        "settings": settings(contract.table("libvirt.settings")),
+        "stale": stale({name: int(unit["MainPID"] or 0) for name, unit in shown.items()}),
+    }
+    found.update(connection(contract.text("libvirt.uri", URI)))
+    return found
+
+
+def units(extra: Iterable[str]) -> Dict[str, Dict[str, str]]:
+    """LoadState and the others of every unit of both families, from one call; nothing where systemd does not run."""
+    if not shell.which("systemctl") or not os.path.isdir("/run/systemd/system"):
+        return {}
+    names = [
+        base + kind for base in FAMILY + MODULAR for kind in (".service", ".socket", "-ro.socket", "-admin.socket")
+    ]
+    names += ["libvirtd-tcp.socket", "libvirtd-tls.socket", "virtproxyd-tcp.socket", "virtproxyd-tls.socket"]
+    names += ["virtlogd.service", "virtlogd.socket", "virtlockd.service", "virtlockd.socket"]
+    names += sorted(name for name in set(extra) - set(names) if re.match(r"[\w.@-]+$", name) and name[0] != "-")
+    answer = shell.run(["systemctl", "show", "--property=" + SHOWN, "--", *names[:120]])
+    blocks = [dict(re.findall(r"^(\w+)=(.*)$", block, re.MULTILINE)) for block in answer.out.split("\n\n")]
+    return {block["Id"]: {key: block.get(key, "") for key in SHOWN.split(",")} for block in blocks if "Id" in block}
+
+
+def connection(uri: str) -> Dict[str, Any]:
+    """Ask the daemon for its version and capabilities. Through its socket, which starts an idle daemon."""
+    virsh = shell.which("virsh")
+    if not virsh:
+        return {"connected": False, "error": "there is no virsh"}
+    try:
+        answer = shell.run([virsh, "-c", uri, "version --daemon; capabilities"], 25)
+    except OSError as error:
+        return {"connected": False, "error": str(error)}
+    text, tag, xml = answer.out.partition("<capabilities>")
+    if answer.code != 0 or not tag:
+        problem = re.sub(r"^error: ", "", answer.err.strip(), flags=re.MULTILINE).replace("\n", ": ")
+        return {"connected": False, "error": problem or "exit {}".format(answer.code)}
+    daemon = re.search(r"daemon: (\S+)", text)
+    return {"connected": True, "version": daemon.group(1) if daemon else "", "domain_types": domain_types(tag + xml)}
+
+
+def domain_types(capabilities: str) -> List[str]:
+    """The types that a guest of the host's own architecture may have: kvm, qemu."""
+    root = ElementTree.fromstring(capabilities.strip())
+    arch = root.findtext("host/cpu/arch") or os.uname().machine
+    return sorted(
+        {
+            domain.get("type", "")
+            for offered in root.findall("guest/arch")
+            if offered.get("name") == arch
+            for domain in offered.findall("domain")
+        }
+    )
+
+
+def settings(wished: Dict[str, Any]) -> Dict[str, Dict[str, str]]:
+    """Values of the keys that the contract names, and of no others: these files may hold passwords."""
+    found = {}
+    for name, keys in wished.items():
+        path = os.path.normpath(os.path.join(FOLDER, name))
+        if path.startswith(FOLDER) and isinstance(keys, dict):
+            values = parse(files.text(path, 1 << 20))
+            found[name] = {key: values[key] for key in keys if key in values and not SECRET.search(key)}
+    return found
+
+
+def parse(text: str) -> Dict[str, str]:
+    """`key = value` where the value is a number, a "string" or a [ list ] that may span lines. The last wins."""
+    plain = re.sub(r"^\s*#.*$", "", text, flags=re.MULTILINE)
+    pairs = re.findall(r'^\s*(\w+)\s*=\s*(\[[^\]]*\]|"[^"\n]*"|[^\s#]+)', plain, re.MULTILINE)
+    return {key: " ".join(value.split()) for key, value in pairs}
+
+
+def stale(pids: Dict[str, int]) -> List[str]:
+    """Services whose configuration was written after their start: what they obey is not what the files say."""
+    booted = re.search(r"^btime (\d+)$", files.text("/proc/stat", 4 << 20), re.MULTILINE)
+    if not booted:
+        return []
+    tick = os.sysconf("SC_CLK_TCK")
+    found = []
+    for unit, pid in pids.items():
+        name = unit.rsplit(".", 1)[0]
+        # the fields after the command's name, which may hold spaces; starttime is number 22 of all, proc(5)
+        fields = files.text("/proc/{}/stat".format(pid)).rpartition(")")[2].split()
+        if unit.endswith(".service") and pid and len(fields) > 19:
+            started = int(booted.group(1)) + int(fields[19]) / float(tick)
+            if any(written(path) > started + 1.5 for path in configuration(name)):  # btime has whole seconds
+                found.append(unit)
+    return sorted(found)
+
+
+def configuration(daemon: str) -> List[str]:
+    """The files that a daemon reads when it starts."""
+    drivers = (
+        ["qemu", "network"]
+        if daemon == "libvirtd"
+        else {"virtqemud": ["qemu"], "virtnetworkd": ["network"]}.get(daemon, [])
+    )
+    return [FOLDER + name + ".conf" for name in [daemon, *drivers]]
+
+
+def written(path: str) -> float:
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return 0.0

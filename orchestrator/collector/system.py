@@ -1,0 +1,98 @@
+"""Which machine this is: release, kernel, container or not, processor."""
+
+import os
+import platform
+import re
+import socket
+from typing import Any, Dict
+
+from . import files, shell
+
+FLAGS = frozenset(
+    (
+        "vmx",
+        "svm",
+        "ept",
+        "ept_ad",
+        "npt",
+        "vpid",
+        "unrestricted_guest",
+        "avic",
+        "x2avic",
+        "vgif",
+        "hypervisor",
+        "lm",
+        "nx",
+        "sev",
+        "sev_es",
+    )
+)
+
+
+def look() -> Dict[str, Any]:
+    release = os_release()
+    return {
+        "hostname": socket.gethostname(),
+        "os_id": release.get("ID", ""),
+        "os_version": release.get("VERSION_ID", ""),
+        "os_like": release.get("ID_LIKE", "").split(),
+        "os_name": release.get("PRETTY_NAME", ""),
+        "arch": os.uname().machine,
+        "kernel": os.uname().release,
+        "boot_id": files.text("/proc/sys/kernel/random/boot_id").strip(),
+        "container": container(),
+        "virtual": virtual(),
+        "uid": os.geteuid(),
+        "python": platform.python_version(),
+    }
+
+
+def os_release() -> Dict[str, str]:
+    found = files.text("/etc/os-release") or files.text("/usr/lib/os-release")
+    pairs = re.findall(r"""^([A-Z_]+)=(["']?)(.*)\2\s*$""", found, re.MULTILINE)
+    return {key: value for key, _, value in pairs}
+
+
+def container() -> str:
+    """The kind of container, or an empty string on a machine."""
+    if shell.which("systemd-detect-virt"):
+        return _detected("--container")
+    marks = {"docker": "/.dockerenv", "podman": "/run/.containerenv"}
+    environment = files.text("/proc/1/environ").split("\0")
+    named = [entry[len("container=") :] for entry in environment if entry.startswith("container=")]
+    named += [kind for kind, path in sorted(marks.items()) if os.path.exists(path)]
+    return (files.text("/run/systemd/container").strip() or (named[0] if named else ""))[:64]
+
+
+def virtual() -> str:
+    """The hypervisor below us, or an empty string on bare metal."""
+    if shell.which("systemd-detect-virt"):
+        return _detected("--vm")
+    return "unknown" if "hypervisor" in cpu()["flags"] else ""
+
+
+def _detected(option: str) -> str:
+    # exits 1 and prints "none" where there is nothing, systemd-detect-virt(1)
+    answer = shell.run(["systemd-detect-virt", option], 5).out.strip()
+    return "" if answer == "none" else answer
+
+
+def cpu() -> Dict[str, Any]:
+    """The first processor of /proc/cpuinfo; aarch64 has other names for the same lines."""
+    info = files.text("/proc/cpuinfo", 4 << 20)
+
+    def line(*names: str) -> str:
+        for name in names:
+            found = re.search(r"^{}\s*:\s*(.*)$".format(name), info, re.MULTILINE)
+            if found:
+                return found.group(1).strip()
+        return ""
+
+    # since 5.10 ept, vpid and unrestricted_guest have a line of their own
+    flags = set("{} {}".format(line("flags", "Features"), line("vmx flags")).split())
+    return {
+        "vendor": line("vendor_id", "CPU implementer"),
+        "model": line("model name", "CPU part"),
+        "threads": len(re.findall(r"^processor\s*:", info, re.MULTILINE)),
+        "flags": sorted(flags & FLAGS),
+    }

@@ -1,0 +1,90 @@
+"""From one host's evidence to findings, the root cause, and the one word."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+
+import msgspec
+
+from orchestrator.checks.catalogue import catalogue
+from orchestrator.checks.contract import read
+from orchestrator.checks.registry import Case, Check
+from orchestrator.model import Collected, Contract, Evidence, Finding, Judgement, Profile, Verdict
+
+__all__ = ["judge", "read_contract", "silence"]
+
+
+def read_contract(evidence: Evidence) -> Contract | None:
+    """The contract that the host carries, or None; the check contract.present says why."""
+    contract = read(evidence)
+    return None if isinstance(contract, str) else contract
+
+
+def judge(evidence: Evidence, contract: Contract | None, profile: Profile) -> Judgement:
+    """Every check, in the order of the chain."""
+    case = Case(evidence, contract, profile)
+    blame: dict[str, str] = {}  # check that did not pass, or was skipped for another -> the check to blame
+    tolerated: set[str] = set()  # failures that the profile made warnings
+    findings = []
+    for check in catalogue():
+        finding = _explained(check, case, blame, tolerated)
+        if check.lab_warns and finding.status == "warn":
+            tolerated.add(check.id)
+        if finding.cause or finding.status in ("fail", "error") or check.id in tolerated:
+            blame[check.id] = finding.cause or check.id
+        findings.append(finding)
+    verdict = _verdict(findings, evidence)
+    return Judgement(verdict, tuple(findings), _cause(verdict, findings))
+
+
+def _explained(check: Check, case: Case, blame: Mapping[str, str], tolerated: Set[str]) -> Finding:
+    """The check's finding, or a skip that names whose fault it is.
+
+    What a lab tolerates still stops the checks that require it, but excuses no failure: a lab without KVM that cannot
+    boot under TCG either has failed.
+    """
+    blocker = next((blame[name] for name in check.requires if name in blame), "")
+    if blocker:
+        return Finding(check.id, "skip", f"not looked at, because of {blocker}", cause=blocker)
+    finding = check.finding(case)
+    culprits = (blame[name] for name in check.explained_by if name in blame and blame[name] not in tolerated)
+    culprit = next(culprits, "")
+    if culprit and finding.status == "fail":
+        return msgspec.structs.replace(finding, status="skip", cause=culprit)
+    return finding
+
+
+def _verdict(findings: list[Finding], evidence: Evidence) -> Verdict:
+    seen = {finding.status for finding in findings}
+    if "fail" in seen:
+        return "failed"
+    if "error" in seen or not _executed(evidence):
+        return "unknown"
+    return "degraded" if "warn" in seen else "proven"
+
+
+def _executed(evidence: Evidence) -> bool:
+    """Nothing is called proven that did not execute a guest."""
+    return evidence.kvm.execution.outcome == "works" or evidence.guest.outcome == "works"
+
+
+def _cause(verdict: Verdict, findings: list[Finding]) -> Finding | None:
+    """The first finding, up the chain, that made the verdict what it is."""
+    order = {"failed": ("fail",), "unknown": ("error", "warn"), "degraded": ("warn",)}.get(verdict, ())
+    for status in order:
+        for finding in findings:
+            if finding.status == status:
+                return finding
+    if verdict == "unknown":
+        return next(finding for finding in findings if finding.check == "kvm.exec")
+    return None
+
+
+def silence(collected: Collected) -> Judgement:
+    """A host that gave no evidence: unreachable, or unknown when it answered something else. Never good."""
+    check = "host.reachable" if collected.unreachable else "host.evidence"
+    verdict: Verdict = "unreachable" if collected.unreachable else "unknown"
+    finding = Finding(
+        check, "error", collected.problem or "the host gave no evidence", "evidence", "none", collected.hint
+    )
+    return Judgement(verdict, (finding,), finding)

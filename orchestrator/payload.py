@@ -1,0 +1,105 @@
+"""The collector as one source for `python3 -I -` on a host, and the way back from what the host printed."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orchestrator.collector.main import BEGIN, END
+from orchestrator.model import SCHEMA, Depth, Evidence
+
+__all__ = ["MAX_BYTES", "decode", "payload"]
+
+MAX_BYTES = 4 << 20
+"""No host has more to say. A reader may stop here: `decode` rejects anything longer."""
+
+LOADER = """\
+# kvmfleet looks at this machine and prints one JSON document. Nothing is installed, nothing is changed.
+import base64, importlib.abc, importlib.util, json, sys, zlib
+SOURCES, SHAPE = json.loads(zlib.decompress(base64.b64decode("{packed}")).decode())
+class Bundle(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
+    def find_spec(self, name, path, target=None):
+        return importlib.util.spec_from_loader(name, self) if name in SOURCES else None
+    def is_package(self, name):
+        return name == "collector"
+    def get_source(self, name):
+        return SOURCES[name]
+sys.dont_write_bytecode = True
+sys.meta_path.insert(0, Bundle())
+from collector.main import main
+sys.exit(main({depth!r}, {timeout_s!r}, SHAPE))
+"""
+
+
+def payload(depth: Depth, *, timeout_s: float) -> bytes:
+    """Python source, to be fed on stdin. It answers within `timeout_s` and about three seconds for cleaning up."""
+    return LOADER.format(packed=_packed(), depth=depth, timeout_s=float(timeout_s)).encode("ascii")
+
+
+@functools.cache
+def _packed() -> str:
+    """Every module of the collector and the limits of the evidence, compressed."""
+    folder = Path(__file__).with_name("collector")
+    names = {path: f"collector.{path.stem}" for path in sorted(folder.glob("*.py"))}
+    sources = {name.removesuffix(".__init__"): path.read_text("utf-8") for path, name in names.items()}
+    packed = zlib.compress(json.dumps([sources, shape()]).encode(), 9)
+    return base64.b64encode(packed).decode("ascii")
+
+
+@functools.cache
+def shape() -> Any:
+    """How large each part of the evidence may be, in the words of `collector.limits.bounded`."""
+    return _shape(msgspec.inspect.type_info(Evidence))
+
+
+def _shape(kind: msgspec.inspect.Type) -> Any:
+    match kind:
+        case msgspec.inspect.StructType():
+            return {"fields": {field.encode_name: _shape(field.type) for field in kind.fields}}
+        case msgspec.inspect.DictType():
+            return {"entries": kind.max_length, "key": _shape(kind.key_type), "of": _shape(kind.value_type)}
+        case msgspec.inspect.VarTupleType():
+            return {"items": kind.max_length, "of": _shape(kind.item_type)}
+        case msgspec.inspect.StrType():
+            return kind.max_length
+        case msgspec.inspect.Metadata():
+            return _shape(kind.type)
+        case _:
+            return None
+
+
+def decode(raw: bytes) -> Evidence:
+    """The evidence in what a host printed. Raises ValueError with one line that says why there is none.
+
+    Whatever a login shell printed before or after is ignored; the last document counts.
+    """
+    if len(raw) > MAX_BYTES:
+        raise ValueError(f"the answer has {len(raw)} bytes, more than {MAX_BYTES}")
+    _, begin, rest = raw.rpartition(BEGIN.encode())
+    if not begin:
+        raise ValueError(
+            f"no evidence in the answer, which begins {_excerpt(raw)}" if raw.strip() else "an empty answer"
+        )
+    document, end, _ = rest.partition(END.encode())
+    if not end:
+        raise ValueError("the answer breaks off in the middle of the evidence")
+    try:
+        evidence = msgspec.json.decode(document, type=Evidence)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"the evidence does not fit its schema: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"the evidence is no JSON: {error}") from error
+    if evidence.schema != SCHEMA:
+        raise ValueError(f"the evidence has schema {evidence.schema}, this kvmfleet reads {SCHEMA}")
+    return evidence
+
+
+def _excerpt(raw: bytes) -> str:
+    """The first words of foreign output, as safe to print as any literal."""
+    return ascii(raw[:80].decode("utf-8", "replace").strip())
