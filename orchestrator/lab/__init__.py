@@ -1,0 +1,1 @@
+"""Labs: small fleets of throwaway hosts on this machine."""

@@ -1,0 +1,52 @@
+"""Commands of the controller, run to their end."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+
+from orchestrator.errors import LabError
+
+__all__ = ["BOUND", "last_lines", "printable", "run"]
+
+BOUND = ("setpriv", "--pdeathsig", "KILL", "--")
+"""Prefix of every command: it dies with us, also when we are killed, so that nothing works on unseen by `down`."""
+
+_LINES_SHOWN = 12
+
+
+def run(argv: Sequence[str], *, stdin: str | None = None, timeout_s: float = 120, ok: tuple[int, ...] = (0,)) -> str:
+    """Standard output of a command; its standard input is `stdin` or closed.
+
+    Raises:
+        LabError: It is not there, took too long, or ended with a code that is not in `ok`.
+    """
+    try:
+        done = subprocess.run(
+            [*BOUND, *argv],
+            input="" if stdin is None else stdin,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+        )
+    except FileNotFoundError as e:
+        raise LabError(f"{BOUND[0]} is not installed.", hint="It is part of util-linux.") from e
+    except subprocess.TimeoutExpired as e:
+        raise LabError(f"{argv[0]} did not end within {timeout_s:.0f} s: {' '.join(argv)}") from e
+    if done.returncode not in ok:
+        raise LabError(
+            f"{argv[0]} ended with code {done.returncode}: {' '.join(argv)}",
+            hint=last_lines(done.stderr or done.stdout),
+        )
+    return done.stdout
+
+
+def last_lines(text: str, number: int = _LINES_SHOWN) -> str:
+    """The end of an output, safe for a terminal."""
+    return "\n".join(printable(line) for line in text.splitlines()[-number:])
+
+
+def printable(line: str) -> str:
+    """A line without control characters: what a host wrote must not move the user's cursor."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line.rstrip())

@@ -1,0 +1,232 @@
+"""Images: the root file system that every host of a system starts from, built once and kept by its content."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import platform
+import pty
+import re
+import shlex
+import subprocess
+import termios
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from orchestrator import paths
+from orchestrator.errors import LabError, LockedError
+from orchestrator.lab import apt, tree
+from orchestrator.lab.command import BOUND, last_lines
+from orchestrator.lab.record import USER
+from orchestrator.lab.spec import SYSTEMS, Progress
+
+__all__ = ["Meter", "build", "clean", "debs", "key", "root"]
+
+RECIPE = 1
+"""Raise it when the way of building changes in a way that the digest below does not see."""
+
+PACKAGES = (
+    "systemd-sysv",
+    "dbus",
+    "udev",
+    "openssh-server",
+    "sudo",
+    "python3",
+    "iproute2",
+    "ca-certificates",
+    "procps",
+    "kmod",
+)
+"""What a bare host has: init, ssh, sudo, the Python that Ansible wants, and the tools to look around."""
+
+APT_CONF = 'Acquire::Languages "none";\nAPT::Keep-Downloaded-Packages "true";\n'
+"""No translations; and packages stay in the host's cache, where the next lab gets them from."""
+
+SETUP = f"""set -eu
+useradd --create-home --shell /bin/bash {USER}
+echo '{USER} ALL=(ALL:ALL) NOPASSWD: ALL' > /etc/sudoers.d/{USER}
+chmod 0440 /etc/sudoers.d/{USER}
+rm -f /etc/ssh/ssh_host_*  # every host gets its own
+: > /etc/machine-id
+cat > /etc/ssh/sshd_config.d/10-lab.conf <<'END'
+PasswordAuthentication no
+UseDNS no
+END
+# A machine's udev gives /dev/kvm to its group; a container has none, and systemd leaves /dev alone in one.
+cat > /etc/tmpfiles.d/lab-devices.conf <<'END'
+z /dev/kvm 0660 root kvm
+z /dev/vhost-net 0660 root kvm
+z /dev/vhost-vsock 0660 root kvm
+END
+systemctl --quiet enable systemd-networkd.service ssh.service
+systemctl --quiet mask systemd-networkd-wait-online.service systemd-resolved.service getty.target console-getty.service
+systemctl --quiet mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer
+rm -f /etc/apt/apt.conf.d/99mmdebstrap  # the way to the archive is this machine's business, each host gets it anew
+"""
+"""Runs in the finished root, before it becomes an image."""
+
+_ROOT, _WORK, _DEBS = "root", "work", "debs"
+
+
+def key(system: str) -> str:
+    """Names the content of an image: the same recipe gives the same key."""
+    suite = SYSTEMS[system].suite
+    recipe = "\0".join((str(RECIPE), suite, platform.machine(), *PACKAGES, APT_CONF, SETUP))
+    return f"{system}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+
+
+def _folder(image: str) -> Path:
+    return paths.cache().absolute() / "images" / image
+
+
+def root(image: str) -> Path:
+    """The image's tree. It was never booted, so its content can be trusted."""
+    return _folder(image) / _ROOT
+
+
+def debs(image: str) -> Path:
+    """Packages that hosts of this image installed."""
+    return _folder(image) / _DEBS
+
+
+def build(system: str, progress: Progress) -> str:
+    """Builds the image unless it is there; returns its key. Whoever comes second waits for the first.
+
+    Raises:
+        LabError: mmdebstrap failed; the hint holds its last lines.
+    """
+    image = key(system)
+    if root(image).is_dir():
+        return image
+    title = SYSTEMS[system].title
+    progress(f"image of {title}: waiting for its turn")
+    with tree.hold(_folder(image), wait=True):
+        if root(image).is_dir():
+            return image
+        work = _folder(image) / _WORK
+        tree.remove(work)  # of a build that was killed
+        try:
+            _bootstrap(SYSTEMS[system].suite, work, Meter(f"image of {title}", progress)).rename(root(image))
+        finally:
+            tree.remove(work)
+    return image
+
+
+def clean() -> None:
+    """Removes what killed builds left behind; leaves alone what is being built now."""
+    for work in (paths.cache().absolute() / "images").glob(f"*/{_WORK}"):
+        with contextlib.suppress(LockedError), tree.hold(work.parent, wait=False):
+            tree.remove(work)
+            with contextlib.suppress(OSError):  # it holds an image
+                work.parent.rmdir()
+
+
+def _bootstrap(suite: str, work: Path, meter: Meter) -> Path:
+    work.mkdir()
+    conf = work / "apt.conf"
+    tree.write(conf, APT_CONF + apt.options(), mode=0o600)  # not in argv: a proxy's address may hold a password
+    setup = work / "setup.sh"
+    tree.write(setup, SETUP)
+    argv = [
+        "mmdebstrap",
+        "--mode=root",
+        "--format=directory",
+        "--variant=apt",
+        f"--include={','.join(PACKAGES)}",
+        f"--aptopt={conf}",
+        "--dpkgopt=force-unsafe-io",
+        "--skip=cleanup/apt/lists,output/dev",
+        f'--customize-hook=chroot "$1" /bin/sh -s < {shlex.quote(str(setup))}',
+        suite,
+        str(work / _ROOT),
+        *apt.sources(suite),
+    ]
+    code, output = _watched(argv, meter.read)
+    if code != 0:
+        raise LabError(f"mmdebstrap could not build {suite} (code {code}).", hint=last_lines(output))
+    return work / _ROOT
+
+
+class Meter:
+    """Reads what mmdebstrap writes to a terminal, and tells how far the image is. Never goes back."""
+
+    STAGES: Mapping[str, tuple[str, float]] = {
+        "running apt-get update": ("reading the package index", 0.0),
+        "downloading packages": ("downloading", 0.12),
+        "extracting archives": ("extracting", 0.3),
+        "installing essential": ("installing the base", 0.42),
+        "installing remaining": ("installing the rest", 0.6),
+        "running --customize-hook": ("setting up", 0.95),
+        "cleaning": ("cleaning", 0.97),
+        "success": ("done", 1.0),
+    }
+    """What a line begins with, what it means, and the share of the time that is over then (of a build on two cores)."""
+
+    _PERCENT = re.compile(r"(?:\w+:)?\s+(\d+(?:\.\d+)?)(?: \[.*)?")
+
+    def __init__(self, title: str, progress: Progress) -> None:
+        self._title, self._progress = title, progress
+        self._stage, self._start, self._end, self._told = "starting", 0.0, 0.0, 0.0
+
+    def read(self, line: str) -> None:
+        """Takes one line without its escapes, whether it ended in a line feed or in a carriage return."""
+        if line.startswith("I: "):
+            self._enter(line[3:])
+        elif match := self._PERCENT.fullmatch(line.rstrip()):
+            self._tell(self._start + (self._end - self._start) * min(float(match[1]), 100) / 100)
+
+    def _enter(self, text: str) -> None:
+        starts = [start for _, start in self.STAGES.values()]
+        for beginning, (stage, start) in self.STAGES.items():
+            if text.startswith(beginning):
+                self._stage, self._start = stage, start
+                self._end = min((later for later in starts if later > start), default=1.0)
+                self._tell(start)
+
+    def _tell(self, fraction: float) -> None:
+        self._told = max(self._told, fraction)
+        self._progress(f"{self._title}: {self._stage}", self._told)
+
+
+def _watched(argv: Sequence[str], on_line: Callable[[str], None]) -> tuple[int, str]:
+    """Runs a command on a terminal of its own, for that is where mmdebstrap shows how far it is; its code and output.
+
+    In a process namespace that dies with us, and with all that the command started.
+    """
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    session = ("setsid", "--ctty", "unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc")
+    process = subprocess.Popen([*BOUND, *session, *argv], stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    told: list[str] = []
+    try:
+        for line in _lines(ours):
+            on_line(line)
+            told.append(line)
+        return process.wait(), "\n".join(told)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def _lines(terminal: int) -> Iterator[str]:
+    rest = ""
+    while chunk := _read(terminal):
+        *lines, rest = re.split(r"[\r\n]+", rest + chunk)
+        yield from (_ESCAPE.sub("", line) for line in lines)
+    yield rest
+
+
+_ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+def _read(terminal: int) -> str:
+    try:
+        return os.read(terminal, 65536).decode(errors="replace")
+    except OSError as e:
+        if e.errno == errno.EIO:  # how a terminal says that nobody has it open any more
+            return ""
+        raise

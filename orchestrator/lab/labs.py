@@ -1,0 +1,288 @@
+"""Labs brought up, looked at and taken down: the story, told with the verbs of a provider.
+
+Every step looks at what there is before it acts, so each function may be called again after any interruption.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from orchestrator.errors import LabError
+from orchestrator.lab import access, record, subnet, tree
+from orchestrator.lab.command import last_lines, run
+from orchestrator.lab.container import Container
+from orchestrator.lab.network import machine
+from orchestrator.lab.provider import Provider
+from orchestrator.lab.record import Lab, LabHost
+from orchestrator.lab.spec import LabSpec, Progress, check_name, systems_of
+
+__all__ = ["HostStatus", "LabStatus", "down", "find", "harvest", "names", "ssh_argv", "status", "up"]
+
+PROVIDERS: Mapping[str, Provider] = {"container": Container()}
+
+_APPEAR_LIMIT_S = 3.0  # from starting a host until its process can be seen
+_START_LIMIT_S = 120.0
+_STOP_GRACE_S = 4.0
+_PROBE_PAUSE_S = 0.3
+_CONSOLE_SHOWN_BYTES = 16384
+
+
+class HostStatus(msgspec.Struct, frozen=True):
+    """One host as it is now. Absent: it was planned, and making it was interrupted."""
+
+    name: str
+    state: Literal["running", "stopped", "absent"]
+    address: str
+    system: str
+    image: str
+    uptime_s: float | None = None
+
+
+class LabStatus(msgspec.Struct, frozen=True):
+    """One lab as it is now."""
+
+    name: str
+    provider: str
+    limits: str
+    subnet: str
+    folder: str
+    inventory: str
+    hosts: tuple[HostStatus, ...]
+
+
+def up(spec: LabSpec, *, progress: Progress) -> Lab:
+    """Makes the lab, or what is missing of it: hosts that exist are kept, and started when they are stopped.
+
+    Raises:
+        LockedError: Another process is changing this lab.
+        LabError: It cannot be made; what is there already stays, for the next `up` or for `down`.
+    """
+    check_name(spec.name)
+    provider = _provider(spec.provider)
+    folder = record.folder_of(spec.name)
+    access.check_folder(folder)
+    systems_of(spec, _systems(record.read(spec.name)))  # a senseless wish leaves no trace
+    provider.require(folder.parent)
+    with tree.hold(folder, wait=False):
+        with machine():  # nobody takes the subnet between choosing it and having it
+            lab = _planned(spec)
+            provider.connect(lab, progress)
+        lab = _with_images(lab, provider, progress)
+        for host in lab.hosts:
+            _create(lab, host, provider, progress)
+        access.write(lab)
+        _start_all(lab, provider, progress)
+    return lab
+
+
+def _provider(name: str) -> Provider:
+    if name not in PROVIDERS:
+        raise LabError(f"There is no provider {name!a}.", hint=f"Choose from {', '.join(PROVIDERS)}.")
+    return PROVIDERS[name]
+
+
+def _systems(lab: Lab | None) -> tuple[str, ...]:
+    return tuple(host.system for host in lab.hosts) if lab else ()
+
+
+def _planned(spec: LabSpec) -> Lab:
+    """The record of the lab, written before anything that it names is made."""
+    lab = record.read(spec.name)
+    if lab is not None and lab.provider != spec.provider:
+        raise LabError(f"Lab {spec.name} is of provider {lab.provider}, not {spec.provider}.")
+    systems = systems_of(spec, _systems(lab))
+    if lab is None:
+        others = (other.subnet for name in record.names() if (other := record.read(name)))
+        lab = Lab(
+            name=spec.name,
+            id=record.new_id(),
+            provider=spec.provider,
+            subnet=str(subnet.choose((*subnet.in_use(), *map(IPv4Network, others)))),
+            created_at_s=time.time(),
+        )
+    new = [lab.planned(number, system) for number, system in enumerate(systems, 1) if number > len(lab.hosts)]
+    return _recorded(lab, (*lab.hosts, *new))
+
+
+def _recorded(lab: Lab, hosts: Sequence[LabHost]) -> Lab:
+    lab = msgspec.structs.replace(lab, hosts=tuple(hosts))
+    record.write(lab)
+    return lab
+
+
+def _with_images(lab: Lab, provider: Provider, progress: Progress) -> Lab:
+    """The lab with the image of each host that has still to be made; the others keep theirs."""
+    missing = dict.fromkeys(host.system for host in lab.hosts if not lab.host_folder(host).exists())
+    images = {system: provider.image(system, progress) for system in missing}
+    return _recorded(
+        lab,
+        [
+            host if lab.host_folder(host).exists() else msgspec.structs.replace(host, image=images[host.system])
+            for host in lab.hosts
+        ],
+    )
+
+
+def _create(lab: Lab, host: LabHost, provider: Provider, progress: Progress) -> None:
+    folder = lab.host_folder(host)
+    if folder.exists():
+        return
+    progress(f"{host.name}: making it from {host.image}")
+    partial = folder.with_name(f"{folder.name}.partial")
+    tree.remove(partial)  # of an `up` that was killed
+    partial.mkdir(parents=True)
+    provider.create(lab, host, partial)
+    partial.rename(folder)
+
+
+def _start_all(lab: Lab, provider: Provider, progress: Progress) -> None:
+    for host in lab.hosts:
+        if provider.started_at_s(lab, host) is None:
+            progress(f"{host.name}: starting")
+            provider.start(lab, host)
+    for host in lab.hosts:
+        _await(lab, host, provider)
+        progress(f"{host.name}: answers at {host.address}")
+
+
+def _await(lab: Lab, host: LabHost, provider: Provider) -> None:
+    """Returns when the host lets us in."""
+    began, answer = time.monotonic(), ""
+    while (waited_s := time.monotonic() - began) < _START_LIMIT_S:
+        answer = _introduce(lab, host)
+        if not answer:
+            return
+        if waited_s > _APPEAR_LIMIT_S and provider.started_at_s(lab, host) is None:
+            raise LabError(f"{host.name} ended while it started. The end of its console:", hint=_console(lab, host))
+        time.sleep(_PROBE_PAUSE_S)
+    raise LabError(
+        f"{host.name} does not answer at {host.address} after {_START_LIMIT_S:.0f} s: {answer}",
+        hint=f"The end of its console, {lab.console(host)}:\n{_console(lab, host)}",
+    )
+
+
+def _introduce(lab: Lab, host: LabHost) -> str:
+    """Tells a host the names of all hosts, which proves ssh and sudo as well; "" or why it did not work."""
+    argv = ["ssh", "-F", str(lab.ssh_config), "-o", "BatchMode=yes", "-o", "ConnectTimeout=2", host.name]
+    try:
+        run([*argv, "sudo -n tee /etc/hosts"], stdin=access.hosts_file(lab, host.name), timeout_s=15)
+    except LabError as e:
+        return e.hint or e.message
+    return ""
+
+
+def _console(lab: Lab, host: LabHost) -> str:
+    with contextlib.suppress(FileNotFoundError), lab.console(host).open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _CONSOLE_SHOWN_BYTES))
+        return last_lines(file.read().decode(errors="replace"))
+    return "(it wrote nothing)"
+
+
+def names() -> tuple[str, ...]:
+    """The labs of this machine's state folder."""
+    return record.names()
+
+
+def find(name: str) -> Lab:
+    """The lab of that name.
+
+    Raises:
+        LabError: There is none.
+    """
+    check_name(name)
+    lab = record.read(name)
+    if lab is None:
+        have = ", ".join(record.names())
+        raise LabError(f"There is no lab {name}.", hint=f"There is {have}." if have else "Make it: kvmfleet lab up")
+    return lab
+
+
+def status(name: str) -> LabStatus:
+    """How the lab is now; changes nothing."""
+    lab = find(name)
+    provider = _provider(lab.provider)
+    return LabStatus(
+        name=lab.name,
+        provider=lab.provider,
+        limits=provider.limits,
+        subnet=lab.subnet,
+        folder=str(lab.folder),
+        inventory=str(lab.inventory),
+        hosts=tuple(_host_status(lab, host, provider) for host in lab.hosts),
+    )
+
+
+def _host_status(lab: Lab, host: LabHost, provider: Provider) -> HostStatus:
+    started_s = provider.started_at_s(lab, host)
+    made = lab.host_folder(host).exists()
+    return HostStatus(
+        name=host.name,
+        state="running" if started_s is not None else "stopped" if made else "absent",
+        address=host.address,
+        system=host.system,
+        image=host.image,
+        uptime_s=None if started_s is None else max(0.0, time.time() - started_s),
+    )
+
+
+def ssh_argv(name: str, host: str, command: Sequence[str] = ()) -> list[str]:
+    """The ssh that logs in to a host, or runs a command there (joined with spaces, as ssh does)."""
+    lab = find(name)
+    target = lab.host(host)
+    if _provider(lab.provider).started_at_s(lab, target) is None:
+        raise LabError(f"{host} is not running.", hint=f"Start it: kvmfleet lab up {name}")
+    return ["ssh", "-F", str(lab.ssh_config), target.name, *command]
+
+
+def harvest(lab: Lab) -> int:
+    """Keeps the packages that the hosts downloaded, so that the next lab needs no network; the number of new ones."""
+    return _provider(lab.provider).harvest(lab)
+
+
+def down(name: str, *, dry_run: bool = False, progress: Progress) -> tuple[str, ...]:
+    """Removes the lab and returns what that was; the images stay.
+
+    Raises:
+        LockedError: Another process is changing this lab.
+        LabError: There is no such lab, or something in it is not ours to remove.
+    """
+    check_name(name)
+    folder = record.folder_of(name)
+    if not folder.exists():
+        find(name)
+    _provider("container").require(folder.parent)
+    with tree.hold(folder, wait=False):
+        lab = record.read(name)
+        traces = _provider(lab.provider).traces(lab) if lab else ()
+        if not dry_run:
+            if lab is not None:
+                _dismantle(lab, _provider(lab.provider), progress)
+            _remove_folder(folder)
+    return (*traces, f"folder {folder}")
+
+
+def _dismantle(lab: Lab, provider: Provider, progress: Progress) -> None:
+    progress(f"stopping {len(lab.hosts)} hosts")
+    provider.stop(lab, lab.hosts, grace_s=_STOP_GRACE_S)
+    progress("removing the network")
+    with machine():
+        provider.clean(lab)
+    progress("removing files")
+
+
+def _remove_folder(folder: Path) -> None:
+    """The record goes last: whenever this is interrupted, the next `down` knows what there is."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            tree.remove(path)
+    tree.remove(folder)
+    with contextlib.suppress(OSError):  # other labs are in it
+        folder.parent.rmdir()

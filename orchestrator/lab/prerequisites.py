@@ -1,0 +1,75 @@
+"""The commands of this machine that a lab needs, and the packages that bring them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from orchestrator.errors import LabError, MissingPackagesError
+from orchestrator.lab.command import run
+from orchestrator.lab.spec import Progress
+
+__all__ = ["PACKAGES", "install", "install_command", "missing", "require"]
+
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
+PACKAGES: Mapping[str, str] = {
+    "systemd-nspawn": "systemd-container",
+    "mmdebstrap": "mmdebstrap",
+    "nft": "nftables",
+    "ip": "iproute2",
+    "ssh": "openssh-client",
+    "ssh-keygen": "openssh-client",
+    "unshare": "util-linux",
+    "setpriv": "util-linux",
+    KEYRING: "debian-archive-keyring",
+}
+"""Command, or file when it is a path, to the package of Debian and Ubuntu."""
+
+
+def missing(which: Callable[[str], str | None] = shutil.which) -> tuple[str, ...]:
+    """The packages that are missing, in order, each once."""
+    lacking = (package for need, package in PACKAGES.items() if not _present(need, which))
+    return tuple(dict.fromkeys(lacking))
+
+
+def _present(need: str, which: Callable[[str], str | None]) -> bool:
+    return Path(need).exists() if need.startswith("/") else which(need) is not None
+
+
+def install_command(packages: tuple[str, ...]) -> tuple[str, ...]:
+    """The command, as arguments, that installs packages on this machine."""
+    sudo = () if os.geteuid() == 0 else ("sudo",)
+    return (*sudo, "apt-get", "install", "--yes", "--no-install-recommends", *packages)
+
+
+def require() -> None:
+    """Raises MissingPackagesError, with the command that installs them, when packages are missing."""
+    if packages := missing():
+        raise MissingPackagesError(
+            f"A lab needs packages that this machine lacks: {', '.join(packages)}.",
+            hint=f"Install them: {' '.join(install_command(packages))}",
+        )
+
+
+def install(packages: tuple[str, ...], progress: Progress) -> None:
+    """Installs packages; refreshes the package index only when the present one does not do.
+
+    Raises:
+        LabError: This is no Debian or Ubuntu, or apt-get failed.
+    """
+    if shutil.which("apt-get") is None:
+        raise LabError(
+            "This machine has no apt-get, so packages have to be installed by hand.",
+            hint=f"Debian's names of them are: {', '.join(packages)}",
+        )
+    progress(f"installing {', '.join(packages)}")
+    command = ("env", "DEBIAN_FRONTEND=noninteractive", *install_command(packages))
+    try:
+        run(command, timeout_s=1800)
+    except LabError:  # most often an index that is absent or too old
+        progress("refreshing the package index")
+        run(["apt-get", "update"], timeout_s=600)
+        run(command, timeout_s=1800)

@@ -1,0 +1,59 @@
+"""What a kind of lab has to be able to do; the rest of the lab is the same for every kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from orchestrator.lab.record import Lab, LabHost
+from orchestrator.lab.spec import Progress
+
+__all__ = ["Provider"]
+
+
+class Provider(Protocol):
+    """Makes, starts and removes hosts. Every method may be called again after it was interrupted."""
+
+    limits: str
+    """What its hosts cannot do, in one line."""
+
+    def require(self, folder: Path) -> None:
+        """Raises LabError when this machine cannot run such a lab in that folder."""
+        ...
+
+    def image(self, system: str, progress: Progress) -> str:
+        """The key of the system's image, which is built when it is missing."""
+        ...
+
+    def connect(self, lab: Lab, progress: Progress) -> None:
+        """Makes the network that the hosts are in."""
+        ...
+
+    def create(self, lab: Lab, host: LabHost, folder: Path) -> None:
+        """Makes a host's files from its image in an empty folder, which is renamed to the host's own afterwards."""
+        ...
+
+    def start(self, lab: Lab, host: LabHost) -> None:
+        """Starts a host that is stopped; does not wait for it."""
+        ...
+
+    def started_at_s(self, lab: Lab, host: LabHost) -> float | None:
+        """When the host was started, in seconds since the epoch; None when it is stopped."""
+        ...
+
+    def stop(self, lab: Lab, hosts: Sequence[LabHost], *, grace_s: float) -> None:
+        """Shuts hosts down together, and ends by force what still runs after the time of grace."""
+        ...
+
+    def traces(self, lab: Lab) -> tuple[str, ...]:
+        """What there is outside the lab's folder, in words."""
+        ...
+
+    def clean(self, lab: Lab) -> None:
+        """Removes all that there is outside the lab's folder, once every host is stopped."""
+        ...
+
+    def harvest(self, lab: Lab) -> int:
+        """Keeps what the hosts downloaded for the next lab; the number of packages that are new."""
+        ...

@@ -1,0 +1,138 @@
+"""The record of a lab: what was made for it, written before it is made.
+
+Everything that a lab owns outside its folder (interfaces, rules, control groups, processes) bears the lab's random
+id or the folder's path. So one record, written before the first of them, is enough to find all of them again after
+a kill at any moment, and nothing that lacks the id is ever touched.
+"""
+
+from __future__ import annotations
+
+import secrets
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import msgspec
+
+from orchestrator import paths
+from orchestrator.errors import LabError
+from orchestrator.lab import tree
+
+__all__ = ["SCHEMA", "USER", "Lab", "LabHost", "folder_of", "names", "new_id", "read", "write"]
+
+SCHEMA = 1
+USER = "kvmfleet"
+"""The unprivileged user with sudo that every host of a lab has."""
+
+_FILE = "lab.json"
+_FIRST_HOST = 10  # host n has the n-th address after it; the gateway has the first of the subnet
+
+
+class LabHost(msgspec.Struct, frozen=True):
+    """One host as it was planned. `image` is the key of the image that it was made from, "" until it is made."""
+
+    name: str
+    number: int
+    system: str
+    address: str
+    image: str = ""
+
+
+class Lab(msgspec.Struct, frozen=True, kw_only=True):
+    """One lab of this machine."""
+
+    schema: int = SCHEMA
+    name: str
+    id: str
+    provider: str
+    subnet: str
+    created_at_s: float
+    hosts: tuple[LabHost, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """Where all its files are."""
+        return folder_of(self.name)
+
+    @property
+    def gateway(self) -> IPv4Address:
+        """This machine's address in the lab."""
+        return IPv4Network(self.subnet)[1]
+
+    @property
+    def inventory(self) -> Path:
+        """An ordinary Ansible inventory."""
+        return self.folder / "inventory.yml"
+
+    @property
+    def ssh_config(self) -> Path:
+        """For `ssh -F`."""
+        return self.folder / "ssh_config"
+
+    def host_folder(self, host: LabHost) -> Path:
+        """Where everything of one host is; it exists as soon as the host is complete, not before."""
+        return self.folder / "hosts" / host.name
+
+    def root(self, host: LabHost) -> Path:
+        """The host's root file system. Its content is the host's: never follow a path inside."""
+        return self.host_folder(host) / "root"
+
+    def console(self, host: LabHost) -> Path:
+        """What the host wrote to its console since its last start."""
+        return self.host_folder(host) / "console.log"
+
+    def host(self, name: str) -> LabHost:
+        """The host of that name."""
+        for host in self.hosts:
+            if host.name == name:
+                return host
+        raise LabError(
+            f"Lab {self.name} has no host {name!a}.", hint=f"It has {', '.join(host.name for host in self.hosts)}."
+        )
+
+    def planned(self, number: int, system: str) -> LabHost:
+        """The host of that number, counted from 1, as it will be."""
+        address = IPv4Network(self.subnet)[_FIRST_HOST + number]
+        return LabHost(f"{self.name}-{number}", number, system, str(address))
+
+
+def labs_folder() -> Path:
+    """The folder of all labs."""
+    return paths.state().absolute() / "labs"
+
+
+def folder_of(name: str) -> Path:
+    """The folder of the lab of that name, whether it is there or not."""
+    return labs_folder() / name
+
+
+def new_id() -> str:
+    """Eight hexadecimal digits: short enough for the name of an interface, enough to meet no other lab."""
+    return secrets.token_hex(4)
+
+
+def names() -> tuple[str, ...]:
+    """The labs that have a record, in order of their names."""
+    return tuple(sorted(path.parent.name for path in labs_folder().glob(f"*/{_FILE}")))
+
+
+def read(name: str) -> Lab | None:
+    """The record of a lab, None when there is none.
+
+    Raises:
+        LabError: There is one that cannot be understood.
+    """
+    file = folder_of(name) / _FILE
+    try:
+        lab = msgspec.json.decode(file.read_bytes(), type=Lab)
+    except FileNotFoundError:
+        return None
+    except (msgspec.DecodeError, OSError) as e:
+        raise LabError(f"{file} cannot be read: {e}.", hint="It says what belongs to the lab; restore it.") from e
+    if lab.schema != SCHEMA:
+        raise LabError(f"{file} has schema {lab.schema}, this kvmfleet knows {SCHEMA}.")
+    return lab
+
+
+def write(lab: Lab) -> None:
+    """Replaces the record at once."""
+    tree.write(lab.folder / _FILE, msgspec.json.format(msgspec.json.encode(lab).decode(), indent=2) + "\n", mode=0o600)
