@@ -31,6 +31,7 @@ __all__ = ["Progress", "converge"]
 MARKER = "KVMFLEET_RUN"  # in the environment of every process of a run
 FORKS_PER_CPU = 4
 TICK_S = 0.2
+PATIENCE_S = 10.0
 LONGEST_TEMPORARY = 50  # a socket's path has room for 108 bytes, and ssh adds 40 to its own
 KEPT_LINES = 400
 
@@ -188,6 +189,7 @@ class _Run:
         self._command = command
         self._environment = environment
         self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._stopping = threading.Event()
         self._killed = threading.Event()
         self._thread = threading.Thread(target=self._work, name="ansible-runner", daemon=True)
         self._problem: Exception | None = None
@@ -210,13 +212,15 @@ class _Run:
 
     def stop(self) -> None:
         """Ends what still runs. A second Ctrl-C while Ansible is asked to end makes it a kill."""
+        self._stopping.set()
         try:
-            while self._thread.is_alive() and (roots := processes.children(os.getpid(), str(self._folder))):
-                processes.end(roots)
+            while self._thread.is_alive():
+                processes.end(processes.children(os.getpid(), str(self._folder)))
+                self._thread.join(TICK_S)
         finally:
             self._killed.set()
-            if self._thread.ident:
-                self._thread.join()
+            if self._thread.is_alive():
+                self._thread.join(PATIENCE_S)
 
     def _work(self) -> None:
         try:
@@ -232,7 +236,7 @@ class _Run:
                 fact_cache_type="",  # anything but its "jsonfile" leaves the user's own cache alone
                 quiet=True,
                 event_handler=self._hear,
-                status_handler=_scrub,
+                status_handler=self._about_to_start,
                 cancel_callback=self._killed.is_set,
             )
             self.status = runner.rc
@@ -246,11 +250,12 @@ class _Run:
         self._queue.put(event)
         return False
 
-
-def _scrub(status: Mapping[str, Any], runner_config: Any) -> None:
-    """Removes the dump of the whole environment that ansible-runner makes before it starts anything."""
-    if status["status"] == "running":
-        Path(runner_config.artifact_dir, "command").unlink(missing_ok=True)
+    def _about_to_start(self, status: Mapping[str, Any], runner_config: Any) -> None:
+        """The last moment before there is a process: removes the dump that was made of the whole environment."""
+        if status["status"] == "running":
+            Path(runner_config.artifact_dir, "command").unlink(missing_ok=True)
+            if self._stopping.is_set():
+                raise Interrupted("interrupted before Ansible started")
 
 
 def _end_connections(folder: Path) -> None:

@@ -32,7 +32,7 @@ def children(pid: int, marker: str) -> list[int]:
 
 def end(roots: list[int]) -> None:
     """Asks the trees under `roots` to end, waits, then kills what is left. The roots remain their parents' to reap."""
-    tree = _tree(roots)
+    tree = _tree(roots) if roots else set()
     for number, patience_s in ((signal.SIGTERM, TERM_S), (signal.SIGKILL, KILL_S)):
         for process in tree & _table():
             _signal(process.pid, number)
