@@ -1,0 +1,82 @@
+"""Asks hosts through playbooks/collect.yml, for every way to a host that only Ansible knows."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from orchestrator.ansible_cfg import Settings
+from orchestrator.converge import converge
+from orchestrator.inventory import AnsibleOptions, Fleet, Host, Secrets
+from orchestrator.model import Collected, HostConverged
+from orchestrator.question import LIMIT, Answer, Question, Silence, argv, interpret
+
+__all__ = ["ask"]
+
+
+class _Handed(msgspec.Struct, frozen=True):
+    """What the playbook writes for one host."""
+
+    stdout: str
+    stderr: str
+    rc: int
+
+
+def ask(
+    hosts: Sequence[Host],
+    question: Question,
+    options: AnsibleOptions,
+    secrets: Secrets,
+    settings: Settings,
+    cancelled: Callable[[], bool],
+) -> list[Collected]:
+    """One answer a host, in order.
+
+    Raises:
+        ConvergeError: Ansible could not be run at all.
+        Interrupted: because `cancelled` said so.
+    """
+    fleet = Fleet(hosts=tuple(hosts), sources=options.inventory, settings=settings)
+    with tempfile.TemporaryDirectory(prefix="kvmfleet-") as name:
+        folder = Path(name)
+        results = converge(
+            "collect.yml", fleet, _options(options, question, folder), secrets=secrets, cancelled=cancelled
+        )
+        return [
+            interpret(host.name, "ansible", _outcome(folder / host.name, result), question, user=host.user)
+            for host, result in zip(hosts, results, strict=True)
+        ]
+
+
+def _options(options: AnsibleOptions, question: Question, folder: Path) -> AnsibleOptions:
+    """The user's, but for those that select or forbid tasks: looking is never only pretended."""
+    program = folder / "program.py"
+    program.write_bytes(question.program)
+    extra = {
+        "kvmfleet_command": argv(python="", sudo=False),  # Ansible becomes root itself
+        "kvmfleet_program": str(program),
+        "kvmfleet_answers": str(folder),
+        "kvmfleet_timeout_s": max(int(question.timeout_s), 1),
+    }
+    return msgspec.structs.replace(
+        options,
+        extra_vars=(*options.extra_vars, msgspec.json.encode(extra).decode()),
+        check=False, diff=False, tags=(), skip_tags=(), verbosity=0,
+    )  # fmt: skip
+
+
+def _outcome(file: Path, result: HostConverged) -> Answer | Silence:
+    if not file.exists():
+        why = result.failure.message if result.failure else "Ansible did not get to it"
+        hint = "ansible -m ping with the same options shows more: add -vvv."
+        return Silence(why, hint, unreachable=result.outcome == "unreachable")
+    if file.stat().st_size > 8 * LIMIT:  # JSON may write one byte as six characters
+        return Answer(b"", b"", None, flooded=True)
+    handed = msgspec.json.decode(file.read_bytes(), type=_Handed)
+    stdout = handed.stdout.encode(errors="backslashreplace")
+    return Answer(
+        stdout[: LIMIT + 1], handed.stderr.encode(errors="backslashreplace"), handed.rc, flooded=len(stdout) > LIMIT
+    )

@@ -1,0 +1,171 @@
+"""What a host is asked, and what its answer means; the ways to a host only carry bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+from collections.abc import Awaitable, Callable
+from typing import Literal, Protocol
+
+import msgspec
+
+from orchestrator.model import Collected, Evidence
+from orchestrator.text import printable
+
+__all__ = ["LIMIT", "Answer", "Question", "Silence", "argv", "command_line", "hear", "interpret"]
+
+LIMIT = 1024 * 1024
+"""Bytes after which a host is no longer listened to; honest evidence is a fiftieth of it."""
+
+_NO_PYTHON, _NO_SUDO = 96, 97  # exit codes of _SCRIPT
+
+# Runs under whatever login shell the host has, quoted once: no single quote, backslash or exclamation mark in here.
+# Candidates for Python are its arguments; the program comes on stdin.
+_SCRIPT = f"""\
+LC_ALL=C; export LC_ALL; python=
+for p in "$@"; do command -v "$p" >/dev/null 2>&1 && python=$p && break; done
+test -n "$python" || exit {_NO_PYTHON}
+test "$become" = no && exec "$python" -I -
+test "$(id -u)" = 0 && exec "$python" -I -
+command -v sudo >/dev/null 2>&1 || exit {_NO_SUDO}
+exec sudo -n -- "$python" -I -
+"""
+_PYTHONS = ("/usr/bin/python3", "/usr/libexec/platform-python", "/usr/local/bin/python3", "python3")
+
+
+class Question(msgspec.Struct, frozen=True):
+    """A Python program for the host, how to read its answer, and how long to wait for it."""
+
+    program: bytes
+    decode: Callable[[bytes], Evidence]
+    timeout_s: float
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What a host sent before it was done, or before we stopped listening."""
+
+    stdout: bytes
+    stderr: bytes
+    exit_status: int | None
+    flooded: bool = False  # there was more than LIMIT
+
+
+class Silence(msgspec.Struct, frozen=True):
+    """Why there is no answer."""
+
+    problem: str
+    hint: str = ""
+    unreachable: bool = True
+
+
+class Reader(Protocol):
+    """The part that the streams of asyncio and asyncssh have in common."""
+
+    async def read(self, n: int = -1) -> bytes: ...
+
+
+def argv(*, python: str, sudo: bool) -> list[str]:
+    """The command that reads a Python program from stdin and runs it as root."""
+    become = "yes" if sudo else "no"
+    return ["/bin/sh", "-c", f"become={become}; {_SCRIPT}", "kvmfleet", *((python,) if python else _PYTHONS)]
+
+
+def command_line(*, python: str, sudo: bool) -> str:
+    """The same for a remote login shell of any kind."""
+    return shlex.join(argv(python=python, sudo=sudo))
+
+
+async def hear(stdout: Reader, stderr: Reader, ended: Callable[[], Awaitable[int | None]]) -> Answer:
+    """All that a host says until it has ended, or until it says too much."""
+    readers = [asyncio.create_task(_read(stream)) for stream in (stdout, stderr)]
+    try:
+        out, err = await asyncio.gather(*readers)
+        return Answer(out, err, await ended())
+    except _Flood as flood:
+        return Answer(flood.kept, b"", None, flooded=True)
+    finally:
+        for reader in readers:
+            reader.cancel()
+
+
+class _Flood(Exception):
+    def __init__(self, kept: bytes) -> None:
+        self.kept = kept
+
+
+async def _read(reader: Reader) -> bytes:
+    kept = bytearray()
+    while chunk := await reader.read(65536):
+        kept += chunk
+        if len(kept) > LIMIT:
+            raise _Flood(bytes(kept))
+    return bytes(kept)
+
+
+def interpret(
+    host: str,
+    path: Literal["ssh", "local", "ansible"],
+    outcome: Answer | Silence,
+    question: Question,
+    *,
+    python: str = "",
+    user: str = "",
+) -> Collected:
+    """One host's line: evidence, or what went wrong and what to do."""
+    if isinstance(outcome, Silence):
+        return Collected(host, path, problem=outcome.problem, hint=outcome.hint, unreachable=outcome.unreachable)
+    sent = len(question.program)
+    received = len(outcome.stdout) + len(outcome.stderr)
+    evidence, reason = _decode(outcome, question)
+    problem, hint = ("", "") if evidence else _explain(outcome, reason, python=python, user=user)
+    return Collected(
+        host, path, evidence=evidence, problem=problem, hint=hint, bytes_sent=sent, bytes_received=received
+    )
+
+
+def _decode(answer: Answer, question: Question) -> tuple[Evidence | None, str]:
+    if answer.flooded:
+        return None, "more than 1 MiB"
+    try:
+        return question.decode(answer.stdout), ""
+    except ValueError as e:
+        return None, printable(str(e))
+
+
+# The words of sudo(8) in the C locale -> what they mean, and what to do.
+_SUDO = (
+    ("a password is required", "sudo asks for a password", "Give it with -K, or allow it without: {rule}"),
+    ("a terminal is required", "sudo asks for a password", "Give it with -K, or allow it without: {rule}"),
+    ("not in the sudoers file", "sudo does not know this user", "Allow it: {rule}"),
+    ("may not run sudo", "sudo does not know this user", "Allow it: {rule}"),
+    ("is not allowed to", "sudo does not allow this user to run Python as root", "Allow it: {rule}"),
+    ("must have a tty", "sudo demands a terminal", "Remove `requiretty` from the sudoers of this host."),
+)  # fmt: skip
+
+
+def _explain(answer: Answer, reason: str, *, python: str, user: str) -> tuple[str, str]:
+    """Problem and hint of an answer without evidence; the likeliest causes are known by their words."""
+    said = answer.stderr.decode(errors="backslashreplace")
+    rule = f"echo '{user or 'USER'} ALL=(root) NOPASSWD: ALL' > /etc/sudoers.d/kvmfleet"
+    if answer.exit_status == _NO_PYTHON:
+        return _no_python(python)
+    if answer.exit_status == _NO_SUDO:
+        return "sudo is not installed", "Install sudo on this host, or connect as root (-u root)."
+    if (complaint := next((line for line in said.splitlines() if "sudo" in line), "")) and answer.exit_status:
+        for words, problem, hint in _SUDO:
+            if words in said:
+                return f"{problem}: {printable(complaint, 200)}", hint.format(rule=rule)
+    return _no_evidence(answer, reason, said), "Run the login shell of this host by hand and see what it prints."
+
+
+def _no_python(python: str) -> tuple[str, str]:
+    if python:
+        return f"no Python at {printable(python)}, where ansible_python_interpreter says", "Correct the variable."
+    return "no Python 3", "Install python3 on this host, or name one with ansible_python_interpreter."
+
+
+def _no_evidence(answer: Answer, reason: str, said: str) -> str:
+    status = "" if answer.exit_status in (0, None) else f" and exit status {answer.exit_status}"
+    last = said.strip().splitlines()[-1:] or answer.stdout[:200].decode(errors="backslashreplace").splitlines()[:1]
+    quoted = f'; it said: "{printable(last[0], 200)}"' if last else ""
+    return f"it answered, but not with evidence: {reason}{status}{quoted}"

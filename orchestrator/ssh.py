@@ -1,0 +1,199 @@
+"""Asks hosts over ssh; imports asyncssh, so import this module only when a host needs it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import shlex
+import socket
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+
+from orchestrator.question import Answer, Question, Silence, command_line, hear
+from orchestrator.route import SshRoute
+from orchestrator.ssh_trust import HostKeys, KnownHosts
+from orchestrator.text import printable
+
+__all__ = ["Ssh"]
+
+_DEFAULT_KEYS = ("id_ed25519_sk", "id_ecdsa_sk", "id_ed25519", "id_ecdsa", "id_rsa")
+
+
+class Ssh:
+    """Opens one session a host. Keys and known hosts are read once: checking an RSA key alone costs 0.1 s."""
+
+    def __init__(self) -> None:
+        self._keys: dict[str, asyncssh.SSHKey | str] = {}  # path -> key, or why it cannot be used
+        self._known = KnownHosts()
+
+    async def ask(self, route: SshRoute, question: Question) -> Answer | Silence:
+        """Cancelling it closes the connection."""
+        try:
+            call = self._prepare(route)
+        except (asyncssh.ConfigParseError, OSError, ValueError) as e:
+            return Silence(f"the ssh configuration cannot be used: {printable(str(e))}", "Check ~/.ssh/config.")
+        try:
+            connection = await asyncssh.connect(route.address, **call.arguments)
+        except (OSError, asyncssh.Error) as e:
+            return call.explain(e)
+        try:
+            return await _converse(connection, route, question)
+        except (OSError, asyncssh.Error) as e:
+            return Silence(
+                f"the connection broke before the answer was complete: {printable(str(e))}",
+                "The host may be restarting, or its sshd ends sessions: see its log.",
+                unreachable=False,
+            )
+        finally:
+            await _close(connection)
+
+    def _prepare(self, route: SshRoute) -> _Call:
+        """Ask the ssh configuration first, without keys, then say everything that it may not decide."""
+        given: dict[str, Any] = {
+            "config": [path for path in (Path("~/.ssh/config").expanduser(), Path("/etc/ssh/ssh_config"))
+                       if os.access(path, os.R_OK)],
+            **({"port": route.port} if route.port else {}),
+            **({"username": route.user} if route.user else {}),
+        }  # fmt: skip
+        configured = asyncssh.SSHClientConnectionOptions(
+            host=route.address, client_keys=None, known_hosts=None, **given
+        )
+        paths = self._key_paths(route, configured)
+        keys = [key for path in paths if not isinstance(key := self._key(path), str)]
+        host_keys = HostKeys(route, configured, self._known)
+        arguments = {
+            **given,
+            "client_factory": lambda: host_keys,
+            "client_keys": keys or [],
+            "ignore_encrypted": True,
+            "known_hosts": host_keys.trusted,
+            "connect_timeout": route.connect_timeout_s,
+            "login_timeout": route.connect_timeout_s,
+            "client_version": "kvmfleet",
+            **({"tunnel": route.jump} if route.jump else {}),
+            **({"password": route.password} if route.password else {}),
+            **({"agent_identities": [f"{p}.pub" for p in paths if Path(f"{p}.pub").is_file()]}
+               if route.identities_only else {}),
+        }  # fmt: skip
+        return _Call(route, configured, host_keys, {path: self._key(path) for path in paths}, arguments)
+
+    def _key_paths(self, route: SshRoute, configured: asyncssh.SSHClientConnectionOptions) -> list[str]:
+        """As ssh does: the command line's, then the configuration's, and the default names only if there is none."""
+        named = configured.config.get("IdentityFile")
+        files = [*route.keys, *(named if isinstance(named, list) else [])]
+        files = files or [f"~/.ssh/{name}" for name in _DEFAULT_KEYS]
+        paths = [str(Path(file).expanduser()) for file in files]
+        return paths if route.keys else [path for path in paths if Path(path).exists()]
+
+    def _key(self, path: str) -> asyncssh.SSHKey | str:
+        if path not in self._keys:
+            self._keys[path] = _read_key(path)
+        return self._keys[path]
+
+
+def _read_key(path: str) -> asyncssh.SSHKey | str:
+    try:
+        return asyncssh.read_private_key(path)
+    except OSError as e:
+        return (e.strerror or str(e)).lower()
+    except asyncssh.KeyImportError as e:
+        return "has a passphrase and is not in the agent" if "assphrase" in str(e) else "is no private key"
+
+
+class _Call:
+    """One attempt at one host, and what its failure means."""
+
+    def __init__(
+        self,
+        route: SshRoute,
+        configured: asyncssh.SSHClientConnectionOptions,
+        host_keys: HostKeys,
+        keys: dict[str, asyncssh.SSHKey | str],
+        arguments: dict[str, Any],
+    ) -> None:
+        self.arguments = arguments
+        self._route = route
+        self._user = str(configured.username)
+        self._address = str(configured.host or route.address)
+        self._port = int(configured.port or 22)
+        self._host_keys = host_keys
+        self._keys = keys
+
+    def explain(self, error: Exception) -> Silence:
+        """From the error to a sentence; the order matters, as the later ones include the earlier."""
+        where = f"{printable(self._address)} port {self._port}"
+        match error:
+            case asyncssh.HostKeyNotVerifiable() | asyncssh.KeyExchangeFailed() if self._host_keys.refusal:
+                return Silence(*self._host_keys.refusal)
+            case asyncssh.PermissionDenied():
+                return self._denied()
+            case socket.gaierror():
+                return Silence(
+                    f"the name {printable(self._address)} does not resolve: {error.strerror}",
+                    "Check the spelling in the inventory, or set ansible_host to an address.",
+                )
+            case TimeoutError():
+                return Silence(
+                    f"{where} did not answer within {self._route.connect_timeout_s:g} s",
+                    "Is it powered on, and does a firewall drop ssh? -T changes the time.",
+                )
+            case asyncssh.ConnectionLost() | ConnectionResetError():
+                return Silence(
+                    f"{where} closed the connection before ssh was established",
+                    "Is it sshd that listens there? If so, its log says why: MaxStartups, DenyUsers, fail2ban, ...",
+                )
+            case OSError():
+                return _network(error, where)
+        return Silence(f"ssh to {where} failed: {printable(str(error))}", f"Try by hand: {self._by_hand()}")
+
+    def _denied(self) -> Silence:
+        tried = ", ".join(
+            path if not isinstance(key, str) else f"{path} ({key})" for path, key in sorted(self._keys.items())
+        )
+        how = "a password" if self._route.password else "no password"
+        agent = "the agent's keys" if os.environ.get("SSH_AUTH_SOCK") else "no agent"
+        return Silence(
+            f"{printable(self._address)} does not let {printable(self._user)} in; "
+            f"tried {tried or 'no key file'}, {agent}, {how}",
+            f"Name the user with -u and the key with --private-key. Try by hand: {self._by_hand()}",
+        )
+
+    def _by_hand(self) -> str:
+        return shlex.join(["ssh", "-p", str(self._port), f"{self._user}@{self._address}", "true"])
+
+
+def _network(error: OSError, where: str) -> Silence:
+    if isinstance(error, ConnectionRefusedError):
+        return Silence(f"{where} refused the connection", "Is sshd running there, and is this its port?")
+    if error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH):
+        return Silence(f"no route to {where}", "Check the network between here and there: ip route get ADDRESS")
+    return Silence(f"cannot connect to {where}: {printable(error.strerror or str(error))}", "Check the network.")
+
+
+async def _converse(connection: asyncssh.SSHClientConnection, route: SshRoute, question: Question) -> Answer:
+    command = command_line(python=route.python, sudo=route.sudo)
+    process: asyncssh.SSHClientProcess[bytes] = await connection.create_process(command, encoding=None)
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it ended without reading: its status says why
+        process.stdin.write(question.program)
+        process.stdin.write_eof()
+
+    async def ended() -> int | None:
+        await process.wait_closed()
+        return process.exit_status
+
+    return await hear(process.stdout, process.stderr, ended)
+
+
+async def _close(connection: asyncssh.SSHClientConnection) -> None:
+    """Say goodbye, but do not wait for a host that no longer listens."""
+    connection.close()
+    try:
+        async with asyncio.timeout(1):
+            await connection.wait_closed()
+    except TimeoutError:
+        connection.abort()
+        await connection.wait_closed()

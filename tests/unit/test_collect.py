@@ -1,0 +1,470 @@
+"""Collecting from real sshd processes on loopback, honest and hostile."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from loopback import SSHD, Sshd, make_key, sshd
+
+from orchestrator import payload
+from orchestrator.collect import ask_all, collect
+from orchestrator.inventory import AnsibleOptions, Host
+from orchestrator.model import Collected, Evidence
+from orchestrator.question import LIMIT, Question
+
+pytestmark = pytest.mark.skipif(not SSHD, reason="openssh-server is not installed")
+
+EVIDENCE = Evidence(schema=1, collected_at_s=1.0, duration_ms=2.0)
+DOCUMENT = msgspec.json.encode(EVIDENCE).decode()
+PROGRAM = f"print({payload.BEGIN!r}); print({DOCUMENT!r}); print({payload.END!r})".encode()
+QUESTION = Question(program=PROGRAM, decode=payload.decode, timeout_s=20.0)
+LOCAL = Host(name="here", address="localhost", connection="local")
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    with sshd(tmp_path_factory.mktemp("honest"), "127.0.0.1", "127.0.1.1", "127.0.1.2") as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the keys, the agent nor the configuration of whoever runs the tests."""
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+
+
+def ask(*hosts: Host, question: Question = QUESTION, options: AnsibleOptions = AnsibleOptions()) -> list[Collected]:  # noqa: B008
+    return list(ask_all(hosts, question, options))
+
+
+def ask_hostile(folder: Path, force: str, *, timeout_s: float = 20.0) -> Collected:
+    with sshd(folder / "hostile", force=force) as server:
+        (answer,) = ask(server.host(), question=msgspec.structs.replace(QUESTION, timeout_s=timeout_s))
+        return answer
+
+
+# --- hosts that answer
+
+
+def test_a_host_answers_over_ssh_with_evidence_and_the_bytes_are_counted(honest: Sshd) -> None:
+    (answer,) = ask(honest.host())
+    assert answer.problem == ""
+    assert (answer.path, answer.evidence) == ("ssh", EVIDENCE)
+    assert answer.bytes_sent == len(PROGRAM)
+    assert len(DOCUMENT) < answer.bytes_received < len(DOCUMENT) + 200
+
+
+def test_this_machine_answers_without_ssh(honest: Sshd) -> None:
+    (answer,) = ask(msgspec.structs.replace(LOCAL, variables={"ansible_become": os.geteuid() == 0}))
+    assert (answer.problem, answer.path, answer.evidence) == ("", "local", EVIDENCE)
+
+
+def test_answers_come_in_the_order_of_the_hosts_and_are_told_one_by_one(honest: Sshd) -> None:
+    hosts = [honest.host(f"hv{i}", address=honest.addresses[i % 3]) for i in range(9)]
+    told: list[str] = []
+    answers = ask_all(hosts, QUESTION, AnsibleOptions(forks=2), on_answer=lambda answer: told.append(answer.host))
+    assert [answer.host for answer in answers] == [host.name for host in hosts]
+    assert sorted(told) == sorted(host.name for host in hosts)
+
+
+def test_noise_of_a_login_shell_does_not_hide_the_evidence(tmp_path: Path) -> None:
+    answer = ask_hostile(
+        tmp_path, 'printf "Welcome\\n\\033[31mto hv1\\377\\n"; sh -c "$SSH_ORIGINAL_COMMAND"; echo bye'
+    )
+    assert answer.evidence == EVIDENCE
+
+
+def test_the_collector_says_the_same_over_ssh_and_locally(honest: Sshd) -> None:
+    here = msgspec.structs.replace(LOCAL, variables={"ansible_become": os.geteuid() == 0})
+    over_ssh, locally = collect([honest.host(), here], AnsibleOptions(), depth="none")
+    assert over_ssh.problem == locally.problem == ""
+    assert normalised(over_ssh) == normalised(locally)
+
+
+def normalised(answer: Collected) -> Evidence:
+    assert answer.evidence
+    return msgspec.structs.replace(answer.evidence, collected_at_s=0.0, duration_ms=0.0)
+
+
+def test_a_user_without_rights_is_reported_as_such_by_the_collector(honest: Sshd) -> None:
+    (answer,) = collect([honest.host(variables={"ansible_become": False})], AnsibleOptions(), depth="none")
+    assert answer.evidence
+    assert answer.evidence.system.uid == os.geteuid()
+
+
+# --- hosts that cannot be reached
+
+
+def test_a_closed_port_is_told_from_a_host_that_is_off(honest: Sshd) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        (answer,) = ask(honest.host(port=port))
+    assert answer.unreachable
+    assert f"127.0.0.1 port {port} refused the connection" in answer.problem
+    assert "sshd" in answer.hint
+
+
+def test_a_host_that_accepts_and_says_nothing_is_given_up_after_the_connect_timeout(honest: Sshd) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        (answer,) = ask(honest.host(port=silent.getsockname()[1], connect_timeout_s=1))
+    assert answer.unreachable
+    assert "did not answer within 1 s" in answer.problem
+
+
+def test_a_name_that_does_not_resolve_is_named(honest: Sshd) -> None:
+    (answer,) = ask(honest.host(address="nowhere.invalid"))
+    assert answer.unreachable
+    assert "nowhere.invalid does not resolve" in answer.problem
+
+
+def test_a_port_that_speaks_something_else_is_said_to(honest: Sshd, tmp_path: Path) -> None:
+    talk = "import socket\ns = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True)\n"
+    talk += "while True:\n c, _ = s.accept(); c.sendall(b'\\x1b[31mBad\\r\\n' * 9999); c.recv(9)\n"
+    with subprocess.Popen([sys.executable, "-c", talk], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout
+        (answer,) = ask(honest.host(port=int(child.stdout.readline())))
+        child.kill()
+    assert answer.unreachable
+    assert "ssh to 127.0.0.1" in answer.problem
+    assert "\x1b" not in answer.problem
+
+
+def test_a_wrong_key_names_the_user_and_what_was_tried(honest: Sshd, tmp_path: Path) -> None:
+    other = make_key(tmp_path / "other")
+    locked = make_key(tmp_path / "locked", "secret")
+    (answer,) = ask(
+        honest.host(
+            user="nobody-special",
+            private_key=str(other),
+            ssh_args=f"-o UserKnownHostsFile={honest.known_hosts} -i {locked} -i {tmp_path}/absent",
+        )
+    )
+    assert answer.unreachable
+    assert "does not let nobody-special in" in answer.problem
+    assert str(other) in answer.problem
+    assert f"{locked} (has a passphrase and is not in the agent)" in answer.problem
+    assert f"{tmp_path}/absent (no such file or directory)" in answer.problem
+    assert "ssh -p" in answer.hint
+
+
+# --- host keys
+
+
+def test_an_unknown_host_key_is_not_accepted_and_the_hint_accepts_it(honest: Sshd, tmp_path: Path) -> None:
+    known = tmp_path / "known_hosts"
+    host = honest.host(ssh_args=f"-o UserKnownHostsFile={known}")
+    (refused,) = ask(host)
+    assert refused.unreachable
+    assert "host key of [127.0.0.1]" in refused.problem
+    assert fingerprint(honest.folder / "host_key") in refused.problem
+    command = refused.hint.rpartition("accept it: ")[2]
+    subprocess.run(["sh", "-c", command], check=True, capture_output=True)
+    (accepted,) = ask(host)
+    assert accepted.problem == ""
+
+
+def test_a_changed_host_key_is_told_from_an_unknown_one_and_the_hint_forgets_it(honest: Sshd, tmp_path: Path) -> None:
+    known = tmp_path / "known_hosts"
+    wrong = make_key(tmp_path / "wrong").with_suffix(".pub").read_text()
+    known.write_text(f"[127.0.0.1]:{honest.port} {wrong}")
+    (answer,) = ask(honest.host(ssh_args=f"-o UserKnownHostsFile={known}"))
+    assert answer.unreachable
+    assert "has changed" in answer.problem
+    assert fingerprint(honest.folder / "host_key") in answer.problem
+    command = answer.hint.rpartition("accept the new one: ")[2]
+    subprocess.run(["sh", "-c", command], check=True, capture_output=True)
+    assert known.read_text() == ""
+
+
+@pytest.mark.parametrize("off", [{"host_key_checking": False}, {"more": "-o StrictHostKeyChecking=no"}])
+def test_checking_of_host_keys_can_be_switched_off_as_ansible_does(
+    honest: Sshd, tmp_path: Path, off: dict[str, object]
+) -> None:
+    arguments = f"-o UserKnownHostsFile={tmp_path}/none {off.pop('more', '')}"
+    (answer,) = ask(honest.host(ssh_args=arguments, **off))
+    assert answer.problem == ""
+
+
+def test_accept_new_remembers_a_new_key_and_refuses_a_changed_one(honest: Sshd, tmp_path: Path) -> None:
+    known = tmp_path / "deep" / "known_hosts"
+    host = honest.host(ssh_args=f"-o UserKnownHostsFile={known} -o StrictHostKeyChecking=accept-new")
+    assert ask(host)[0].problem == ""
+    assert known.read_text().startswith(f"[127.0.0.1]:{honest.port} ssh-ed25519 ")
+    known.write_text(f"[127.0.0.1]:{honest.port} {make_key(tmp_path / 'wrong').with_suffix('.pub').read_text()}")
+    assert "has changed" in ask(host)[0].problem
+
+
+def test_known_hosts_none_in_the_configuration_trusts_nobody(honest: Sshd, tmp_path: Path) -> None:
+    write_config(tmp_path, "UserKnownHostsFile none")
+    (answer,) = ask(honest.host(ssh_args=""))
+    assert "is not known" in answer.problem
+
+
+def fingerprint(key: Path) -> str:
+    done = subprocess.run(["ssh-keygen", "-lf", f"{key}.pub"], check=True, capture_output=True, text=True)
+    return done.stdout.split()[1]
+
+
+# --- the user's ssh configuration
+
+
+def write_config(tmp_path: Path, *lines: str) -> None:
+    folder = tmp_path / "home" / ".ssh"
+    folder.mkdir()
+    (folder / "config").write_text("\n".join(lines) + "\n")
+
+
+def test_the_ssh_configuration_is_honoured(honest: Sshd, tmp_path: Path) -> None:
+    write_config(
+        tmp_path,
+        "Host alias",
+        "  HostName 127.0.0.1",
+        f"  Port {honest.port}",
+        f"  IdentityFile {honest.key}",
+        f"  UserKnownHostsFile {honest.known_hosts}",
+    )
+    (answer,) = ask(Host(name="alias", address="alias"))
+    assert answer.problem == ""
+
+
+def test_the_configuration_of_ssh_may_say_how_strict_to_be(honest: Sshd, tmp_path: Path) -> None:
+    (tmp_path / "config").write_text(
+        f"Host 127.0.0.1\n  StrictHostKeyChecking no\n  UserKnownHostsFile {tmp_path}/no\n"
+    )
+    # ssh itself reads the home of the password database, so the file has to be named to both
+    write_config(tmp_path, f"Include {tmp_path}/config")
+    from orchestrator import ssh_trust
+
+    assert ssh_trust.ask_ssh("127.0.0.1", 0, "", config=str(tmp_path / "config")) == "off"
+    assert ssh_trust.ask_ssh("127.0.0.2", 0, "", config=str(tmp_path / "config")) == "strict"
+
+
+def test_a_broken_ssh_configuration_is_named(honest: Sshd, tmp_path: Path) -> None:
+    write_config(tmp_path, "Port twenty-two")
+    (answer,) = ask(honest.host())
+    assert "ssh configuration" in answer.problem
+    assert "line 1" in answer.problem
+
+
+def test_a_host_behind_a_jump_host_is_reached(honest: Sshd, tmp_path: Path) -> None:
+    write_config(
+        tmp_path,
+        "Host jump",
+        "  HostName 127.0.1.1",
+        f"  Port {honest.port}",
+        f"  IdentityFile {honest.key}",
+        f"  UserKnownHostsFile {honest.known_hosts}",
+    )
+    arguments = f"-J jump -o UserKnownHostsFile={honest.known_hosts}"
+    (answer,) = ask(honest.host(address="127.0.1.2", ssh_args=arguments))
+    assert answer.problem == ""
+
+
+# --- hosts that answer with anything but evidence
+
+PRETEND = """\
+mkdir -p "$0.bin"; cd "$0.bin"
+printf '#!/bin/sh\\necho 1000\\n' > id; printf '#!/bin/sh\\n%s\\n' "{sudo}" > sudo; chmod +x id sudo
+PATH="$0.bin:/usr/bin:/bin"; export PATH
+{before}
+exec sh -c "$SSH_ORIGINAL_COMMAND"
+"""
+
+
+def pretend(sudo: str = "", before: str = "") -> str:
+    """A host whose user is not root and whose sudo does this."""
+    return PRETEND.format(sudo=sudo, before=before)
+
+
+@pytest.mark.parametrize(
+    ("complaint", "problem", "hint"),
+    [
+        ("sudo: a password is required", "sudo asks for a password", "-K"),
+        ("Sorry, user amy may not run sudo on hv1.", "sudo does not know this user", "NOPASSWD"),
+        ("amy is not in the sudoers file.", "sudo does not know this user", "NOPASSWD"),
+        ("sudo: sorry, you must have a tty to run sudo", "sudo demands a terminal", "requiretty"),
+    ],
+)
+def test_each_refusal_of_sudo_has_its_own_sentence(tmp_path: Path, complaint: str, problem: str, hint: str) -> None:
+    answer = ask_hostile(tmp_path, pretend(sudo=f"echo '{complaint}' >&2; exit 1"))
+    assert not answer.unreachable
+    assert answer.problem.startswith(problem)
+    assert hint in answer.hint
+
+
+def test_sudo_runs_the_collector_where_the_user_is_not_root(tmp_path: Path) -> None:
+    answer = ask_hostile(tmp_path, pretend(sudo='shift 2; exec \\"\\$@\\"'))
+    assert answer.problem == ""
+
+
+def test_a_host_without_sudo_is_told_so(tmp_path: Path) -> None:
+    tools = 'mkdir -p t; for t in sh python3; do ln -sf "$(command -v $t)" t/$t; done; ln -sf ../id t/id; PATH=$PWD/t'
+    answer = ask_hostile(tmp_path, pretend(before=tools))
+    assert answer.problem == "sudo is not installed"
+    assert "-u root" in answer.hint
+
+
+def test_a_host_without_python_is_told_so(tmp_path: Path) -> None:
+    answer = ask_hostile(
+        tmp_path,
+        'exec sh -c "$(echo "$SSH_ORIGINAL_COMMAND" | sed "s#[a-z/]*/*python3#/gone#g; s#/usr/libexec/platform-python#/gone#g")"',
+    )
+    assert answer.problem == "no Python 3"
+    assert not answer.unreachable
+
+
+def test_a_named_interpreter_that_is_absent_is_named(honest: Sshd) -> None:
+    (answer,) = ask(honest.host(python="/opt/none/bin/python3"))
+    assert "no Python at /opt/none/bin/python3" in answer.problem
+    assert not answer.unreachable
+
+
+def test_a_named_interpreter_is_used(honest: Sshd) -> None:
+    program = PROGRAM + b"\nimport sys; sys.exit('ran') if sys.executable != %r else None" % sys.executable
+    question = msgspec.structs.replace(QUESTION, program=program)
+    (answer,) = ask(honest.host(python=sys.executable), question=question)
+    assert answer.problem == ""
+
+
+def test_garbage_is_quoted_without_its_terminal_escapes(tmp_path: Path) -> None:
+    answer = ask_hostile(
+        tmp_path, 'printf "\\033]0;owned\\007\\377\\376 no\\n"; printf "\\033[2J\\377 why\\n" >&2; exit 3'
+    )
+    assert answer.evidence is None
+    assert not answer.unreachable
+    assert "exit status 3" in answer.problem
+    assert answer.problem.isprintable()
+    assert len(answer.problem) < 700
+
+
+def test_a_document_with_invalid_utf8_is_refused(tmp_path: Path) -> None:
+    answer = ask_hostile(
+        tmp_path,
+        f'echo "{payload.BEGIN}"; printf \'{{"schema":1,"collected_at_s":1,"duration_ms":1,"system":{{"hostname":"\\377"}}}}\\n\'; echo "{payload.END}"',
+    )
+    assert answer.evidence is None
+    assert "UTF-8" in answer.problem or "utf-8" in answer.problem
+
+
+def test_a_hundred_megabytes_are_not_read_and_do_not_grow_memory(tmp_path: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    answer = ask_hostile(tmp_path, "head -c 100000000 /dev/zero")
+    grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert "more than 1 MiB" in answer.problem
+    assert answer.bytes_received < 2 * LIMIT
+    assert grown_kib < 32 * 1024
+
+
+def test_a_flood_on_stderr_is_not_read_either(tmp_path: Path) -> None:
+    answer = ask_hostile(tmp_path, "head -c 100000000 /dev/zero >&2")
+    assert "more than 1 MiB" in answer.problem
+
+
+def test_a_host_that_hangs_up_halfway_gave_no_evidence(tmp_path: Path) -> None:
+    answer = ask_hostile(tmp_path, f'echo "{payload.BEGIN}"; echo "{{"; kill -9 $PPID')
+    assert answer.evidence is None
+    assert answer.problem
+
+
+def test_a_hanging_host_is_given_up_at_its_deadline_and_the_others_are_not_held_up(
+    honest: Sshd, tmp_path: Path
+) -> None:
+    question = msgspec.structs.replace(QUESTION, timeout_s=3.0)
+    settled: dict[str, float] = {}
+    start = time.monotonic()
+    with sshd(tmp_path / "hanging", force="exec sleep 300") as hanging:
+        hosts = [hanging.host("slow"), *(honest.host(f"hv{i}") for i in range(4))]
+        answers = ask_all(
+            hosts, question, AnsibleOptions(), on_answer=lambda a: settled.update({a.host: time.monotonic() - start})
+        )
+    assert "no evidence within 3 s" in answers[0].problem
+    assert [a.problem for a in answers[1:]] == [""] * 4
+    assert max(settled, key=settled.__getitem__) == "slow"
+
+
+def test_a_hanging_local_program_leaves_no_process_behind(tmp_path: Path) -> None:
+    mark = tmp_path / "pid"
+    program = f"import subprocess, os; p = subprocess.Popen(['sleep', '300']); open({str(mark)!r}, 'w').write(str(p.pid)); p.wait()"
+    question = msgspec.structs.replace(QUESTION, program=program.encode(), timeout_s=2.0)
+    (answer,) = ask(msgspec.structs.replace(LOCAL, variables={"ansible_become": os.geteuid() == 0}), question=question)
+    assert "no evidence within 2 s" in answer.problem
+    assert has_ended(int(mark.read_text()))
+
+
+def test_a_local_flood_is_not_read(tmp_path: Path) -> None:
+    question = msgspec.structs.replace(QUESTION, program=b"while True: print('x' * 65536)")
+    (answer,) = ask(msgspec.structs.replace(LOCAL, variables={"ansible_become": os.geteuid() == 0}), question=question)
+    assert "more than 1 MiB" in answer.problem
+
+
+def has_ended(pid: int) -> bool:
+    for _ in range(100):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_an_interrupt_ends_everything_promptly(honest: Sshd, tmp_path: Path) -> None:
+    """Ctrl-C for a process that waits for a local program and for a host, both of which hang."""
+    mark = tmp_path / "pids"
+    program = f"import os, time; open({str(mark)!r}, 'a').write(f'{{os.getpid()}}\\n'); time.sleep(300)"
+    script = f"""
+import sys
+from orchestrator.collect import ask_all
+from orchestrator.inventory import AnsibleOptions, Host
+from orchestrator.question import Question
+question = Question({program.encode()!r}, lambda raw: None, 300.0)
+hosts = [
+    Host(name='here', address='localhost', connection='local', variables={{'ansible_become': {os.geteuid() == 0}}}),
+    Host(name='there', address='127.0.0.1', port={honest.port}, private_key={str(honest.key)!r},
+         ssh_args='-o UserKnownHostsFile={honest.known_hosts}'),
+]
+try:
+    ask_all(hosts, question, AnsibleOptions())
+except KeyboardInterrupt:
+    sys.exit(42)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) as child:
+        for _ in range(500):
+            if mark.exists() and len(mark.read_text().split()) == 2:
+                break
+            time.sleep(0.02)
+        start = time.monotonic()
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=30)
+        took = time.monotonic() - start
+    pids = [int(pid) for pid in mark.read_text().split()]
+    assert child.returncode == 42, errors
+    assert errors == ""
+    assert took < 10
+    assert has_ended(next(pid for pid in pids if is_local(pid)) if any(map(is_local, pids)) else pids[0])
+
+
+def is_local(pid: int) -> bool:
+    try:
+        return b"SSH_CONNECTION" not in Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return False
+
+
+def test_the_user_of_this_machine_is_known() -> None:
+    assert getpass.getuser()
