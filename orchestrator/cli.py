@@ -5,6 +5,7 @@ Heavy modules are imported inside the commands that need them, so that `--help` 
 
 from __future__ import annotations
 
+import difflib
 import functools
 import getpass
 import logging
@@ -161,13 +162,19 @@ def _complete_check(_context: click.Context, _parameter: click.Parameter, typed:
 def explain(check_id: str | None) -> None:
     """Tell what a check proves, how, and what to do when it fails. Without CHECK-ID, list all checks."""
     from orchestrator.checks import catalogue
+    from orchestrator.report import check as check_report
 
     if check_id is None:
         width = max(len(check.id) for check in catalogue.catalogue())
         for check in catalogue.catalogue():
             click.echo(f"{check.id:<{width}}  {check.title}")
         return
-    click.echo(catalogue.explain(check_id))
+    found = catalogue.explain(check_id)
+    if found is None:
+        near = difflib.get_close_matches(check_id, [check.id for check in catalogue.catalogue()], n=3)
+        known = f"Did you mean {' or '.join(near)}?" if near else "`kvmfleet explain` lists all checks."
+        raise UsageError(f"There is no check {check_id!a}.", hint=known)
+    _console().print(check_report.explanation(found))
 
 
 @cli.command(short_help="Show every problem of this controller, each with its fix.")
@@ -257,7 +264,7 @@ def lab_up(
     Running it again starts what was stopped and rebuilds nothing.
     """
     from orchestrator.inventory import AnsibleOptions, Secrets
-    from orchestrator.lab import lab as labs
+    from orchestrator.lab import labs
     from orchestrator.lab.spec import LabSpec
 
     _logging(verbose)
@@ -265,9 +272,15 @@ def lab_up(
     spec = LabSpec(name=name, systems=systems, hosts=hosts, provider=provider)
     with _steps() as progress:
         made = labs.up(spec, progress=progress)
-    if not bare:
-        options = AnsibleOptions(inventory=(str(made.inventory),), verbosity=verbose)
+        progress(labs.status(name).limits)
+        progress(f"inventory: {made.inventory}")
+    if bare:
+        return
+    options = AnsibleOptions(inventory=(str(made.inventory),), verbosity=verbose)
+    try:
         _provision(options, Secrets(), depth, _Output("lab up", as_json, junit, strict, bool(verbose)))
+    finally:
+        labs.harvest(made)
 
 
 def _install_prerequisites(yes: bool) -> None:
@@ -292,7 +305,7 @@ def _install_prerequisites(yes: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the status as JSON.")
 def lab_status(name: str, as_json: bool) -> None:
     """Show the hosts of a lab. Exits 1 when there is no such lab or one of its hosts does not run."""
-    from orchestrator.lab import lab as labs
+    from orchestrator.lab import labs
 
     status = labs.status(name)
     if as_json:
@@ -310,9 +323,9 @@ def lab_status(name: str, as_json: bool) -> None:
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def lab_ssh(host: str, command: tuple[str, ...]) -> None:
     """Log in to a host of a lab, or run a command there."""
-    from orchestrator.lab import lab as labs
+    from orchestrator.lab import labs
 
-    argv = labs.ssh_argv(host, command)
+    argv = labs.ssh_argv(labs.lab_of(host), host, command)
     os.execvp(argv[0], argv)
 
 
@@ -322,7 +335,7 @@ def lab_ssh(host: str, command: tuple[str, ...]) -> None:
 @yes_option
 def lab_down(name: str, dry_run: bool, yes: bool) -> None:
     """Remove a lab: its processes, interfaces, rules and files. Images stay in the cache."""
-    from orchestrator.lab import lab as labs
+    from orchestrator.lab import labs
 
     if dry_run:
         for thing in labs.down(name, dry_run=True, progress=_ignore):
@@ -405,7 +418,7 @@ def _steps() -> Steps:
     return Steps(_console(stderr=True))
 
 
-def _ignore(_message: str, _fraction: float | None = None) -> None:
+def _ignore(message: str, fraction: float | None = None) -> None:
     """Progress that nobody looks at."""
 
 

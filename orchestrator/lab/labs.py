@@ -24,7 +24,7 @@ from orchestrator.lab.provider import Provider
 from orchestrator.lab.record import Lab, LabHost
 from orchestrator.lab.spec import LabSpec, Progress, check_name, systems_of
 
-__all__ = ["HostStatus", "LabStatus", "down", "find", "harvest", "names", "ssh_argv", "status", "up"]
+__all__ = ["HostStatus", "LabStatus", "down", "find", "harvest", "lab_of", "names", "ssh_argv", "status", "up"]
 
 PROVIDERS: Mapping[str, Provider] = {"container": Container()}
 
@@ -173,7 +173,7 @@ def _introduce(lab: Lab, host: LabHost) -> str:
     """Tells a host the names of all hosts, which proves ssh and sudo as well; "" or why it did not work."""
     argv = ["ssh", "-F", str(lab.ssh_config), "-o", "BatchMode=yes", "-o", "ConnectTimeout=2", host.name]
     try:
-        run([*argv, "sudo -n tee /etc/hosts"], stdin=access.hosts_file(lab, host.name), timeout_s=15)
+        run([*argv, "sudo -n tee /etc/hosts"], stdin=access.hosts_file(lab), timeout_s=15)
     except LabError as e:
         return e.hint or e.message
     return ""
@@ -286,3 +286,15 @@ def _remove_folder(folder: Path) -> None:
     tree.remove(folder)
     with contextlib.suppress(OSError):  # other labs are in it
         folder.parent.rmdir()
+
+
+def lab_of(host: str) -> str:
+    """The name of the lab that has the host.
+
+    Raises:
+        LabError: None has it.
+    """
+    known = {known.name: name for name in names() for known in find(name).hosts}
+    if host not in known:
+        raise LabError(f"No lab has a host {host!a}.", hint=f"There is {', '.join(known) or 'no lab'}.")
+    return known[host]

@@ -1,0 +1,28 @@
+"""A lab as a table, for people."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.lab.labs import LabStatus
+
+__all__ = ["status"]
+
+_STYLE = {"running": "green", "stopped": "yellow", "absent": "red"}
+
+
+def status(lab: LabStatus) -> RenderableType:
+    """The hosts, then where the inventory is and what this kind of lab cannot do."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for name in ("host", "state", "system", "address", "up for"):
+        table.add_column(name, no_wrap=True)
+    for host in lab.hosts:
+        uptime = "-" if host.uptime_s is None else str(timedelta(seconds=int(host.uptime_s)))
+        table.add_row(host.name, Text(host.state, style=_STYLE[host.state]), host.system, host.address, uptime)
+    where = Text(f"lab {lab.name}, provider {lab.provider}, network {lab.subnet}\ninventory: {lab.inventory}")
+    return Group(table, where, Text(lab.limits, style="dim"))
