@@ -1,0 +1,188 @@
+"""The story of a run: lock, converge, collect, judge, record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple, get_args
+
+import msgspec
+
+from orchestrator import intent, lock
+from orchestrator.collect import collect
+from orchestrator.converge import Progress, converge
+from orchestrator.errors import KvmfleetError, StoreError
+from orchestrator.inventory import AnsibleOptions, Fleet, Host, Secrets
+from orchestrator.judge import judge, read_contract, silence
+from orchestrator.model import Collected, Contract, Depth, Finding, HostConverged, HostResult, Judgement, Profile
+
+__all__ = ["Edges", "Event", "Run", "provision", "validate"]
+
+PLAYBOOK = "provision.yml"
+CHECK = "host.converged"
+TIMEOUT_S: Mapping[Depth, float] = {"none": 60.0, "proof": 60.0, "firmware": 180.0}
+
+Event = Progress | HostConverged | Collected
+Tell = Callable[[Event], None]
+Command = Literal["provision", "validate"]
+
+
+class Run(msgspec.Struct, frozen=True):
+    """What a run learned. `notes` are problems that cost no answer, such as a history that could not be written.
+
+    In check mode nothing was proven: `results` holds only the hosts on which the pretended run failed.
+    """
+
+    results: tuple[HostResult, ...]
+    converged: tuple[HostConverged, ...] = ()
+    notes: tuple[KvmfleetError, ...] = ()
+
+
+def _forget(command: Command, results: Sequence[HostResult], intents: Mapping[str, str], started_s: float) -> None:
+    """No history yet."""
+
+
+class Edges(NamedTuple):
+    """Where a run touches the world; tests put something else there."""
+
+    converge: Callable[..., tuple[HostConverged, ...]] = converge
+    collect: Callable[..., tuple[Collected, ...]] = collect
+    record: Callable[[Command, Sequence[HostResult], Mapping[str, str], float], None] = _forget
+
+
+EDGES = Edges()
+
+
+def provision(
+    fleet: Fleet,
+    options: AnsibleOptions,
+    *,
+    secrets: Secrets = Secrets(),  # noqa: B008 - frozen
+    depth: Depth = "firmware",
+    on_event: Tell | None = None,
+    edges: Edges = EDGES,
+) -> Run:
+    """Makes every host a KVM host, then proves each one, those on which the playbook failed among them.
+
+    Raises:
+        LockedError: another run changes one of these hosts.
+        ConvergeError: Ansible could not run the playbook at all.
+        Interrupted, KeyboardInterrupt: nothing of the run is left on the controller.
+    """
+    started_s, tell = time.time(), on_event or _nothing
+    with lock.hold(fleet, "provision"):
+        intents = intent.digests(fleet)
+        converged = edges.converge(PLAYBOOK, fleet, options, secrets=secrets, intents=intents, on_event=tell)
+        for host in converged:
+            tell(host)
+        if options.check:
+            return Run(results=tuple(_pretended(host) for host in converged if host.failure), converged=converged)
+        results = _prove(fleet, options, secrets, depth, tell, edges, {host.host: host for host in converged})
+        return Run(results, converged, _record("provision", results, intents, started_s, edges))
+
+
+def validate(
+    fleet: Fleet,
+    options: AnsibleOptions,
+    *,
+    secrets: Secrets = Secrets(),  # noqa: B008 - frozen
+    depth: Depth = "firmware",
+    on_event: Tell | None = None,
+    edges: Edges = EDGES,
+) -> Run:
+    """Proves every host as it is. Takes no lock: looking changes nothing, and may go on beside a rollout."""
+    started_s = time.time()
+    results = _prove(fleet, options, secrets, depth, on_event or _nothing, edges, {})
+    return Run(results, (), _record("validate", results, {}, started_s, edges))
+
+
+def _prove(
+    fleet: Fleet,
+    options: AnsibleOptions,
+    secrets: Secrets,
+    depth: Depth,
+    tell: Tell,
+    edges: Edges,
+    converged: Mapping[str, HostConverged],
+) -> tuple[HostResult, ...]:
+    """One result for each host of the fleet: a silent host never passes."""
+    answers = edges.collect(
+        fleet.hosts,
+        options,
+        depth=depth,
+        secrets=secrets,
+        settings=fleet.settings,
+        timeout_s=TIMEOUT_S[depth],
+        on_answer=tell,
+    )
+    heard = {answer.host: answer for answer in answers}
+    unheard = "the collector gave no answer for it"
+    return tuple(
+        _result(host, heard.get(host.name) or Collected(host.name, "ssh", problem=unheard), converged.get(host.name))
+        for host in fleet.hosts
+    )
+
+
+def _result(host: Host, collected: Collected, converged: HostConverged | None) -> HostResult:
+    if collected.evidence is None:
+        return HostResult(host.name, _with_play(silence(collected), converged), collected, None, converged)
+    contract = read_contract(collected.evidence)
+    judgement = judge(collected.evidence, contract, _profile(host, contract))
+    return HostResult(host.name, _with_play(judgement, converged), collected, contract, converged)
+
+
+def _profile(host: Host, contract: Contract | None) -> Profile:
+    """As the host was told; before the first rollout, as it will be told. The strict one where Jinja decides."""
+    if contract:
+        return contract.profile
+    wanted = host.variables.get("kvmfleet_profile")
+    return next((profile for profile in get_args(Profile) if profile == wanted), "production")
+
+
+def _with_play(judgement: Judgement, converged: HostConverged | None) -> Judgement:
+    """A host that the playbook did not finish is never good, whatever its evidence says of what was there before."""
+    if converged is None or converged.outcome == "ok" or judgement.verdict == "unreachable":
+        return judgement
+    finding = _play_finding(converged)
+    findings = (finding, *judgement.findings)
+    if finding.status == "fail":
+        return Judgement("failed", findings, finding)
+    return Judgement("failed" if judgement.verdict == "failed" else "unknown", findings, judgement.cause or finding)
+
+
+def _play_finding(converged: HostConverged) -> Finding:
+    """The failed task as a finding, so that every report shows it where it shows all others."""
+    fix = f"Settle that, then run `kvmfleet provision -l {converged.host}` again; what is done is not done twice."
+    if converged.failure is None:
+        return Finding(CHECK, "error", "the playbook never got to this host", "the playbook finishes", "", fix)
+    task, item = converged.failure.task, f" ({converged.failure.item})" if converged.failure.item else ""
+    where = f"task {task}{item}" if converged.outcome == "failed" else f"unreachable at task {task}"
+    summary = f"{where}: {converged.failure.message}"
+    return Finding(CHECK, "fail", summary, "the playbook finishes", converged.outcome, fix)
+
+
+def _pretended(converged: HostConverged) -> HostResult:
+    finding = _play_finding(converged)
+    gone = converged.outcome == "unreachable"
+    collected = Collected(converged.host, "ansible", problem=finding.summary, hint=finding.fix, unreachable=gone)
+    return HostResult(
+        converged.host,
+        Judgement("unreachable" if gone else "failed", (finding,), finding),
+        collected,
+        converged=converged,
+    )
+
+
+def _record(
+    command: Command, results: Sequence[HostResult], intents: Mapping[str, str], started_s: float, edges: Edges
+) -> tuple[KvmfleetError, ...]:
+    """A history that cannot be written is reported after the results, never instead of them."""
+    try:
+        edges.record(command, results, intents, started_s)
+    except StoreError as e:
+        return (e,)
+    return ()
+
+
+def _nothing(_event: Event) -> None:
+    """Nobody listens."""
