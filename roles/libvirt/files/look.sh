@@ -1,0 +1,40 @@
+# shellcheck shell=sh
+# Says in one line of JSON what libvirt's packages brought and where its units stand. Changes nothing.
+# Arguments: names of units; and LENS:KEY for a setting, for example libvirtd_qemu:max_files.
+#   units    NAME -> {enabled, active}, of those that exist
+#   unknown  the settings that libvirt's own description of its files, an Augeas lens, does not list; libvirt itself
+#            would ignore them without a word
+units='' unknown=''
+for argument in "$@"; do
+  lens=/usr/share/augeas/lenses/${argument%%:*}.aug
+  case $argument in
+  *:*) [ ! -e "$lens" ] || grep -q "\"${argument#*:}\"" "$lens" || unknown="$unknown${unknown:+, }\"${argument#*:}\"" ;;
+  *) units="$units $argument" ;;
+  esac
+done
+
+# shellcheck disable=SC2086 # names of units hold no blanks
+if command -v systemctl >/dev/null 2>&1; then
+  standing=$(systemctl show --property=Id,LoadState,UnitFileState,ActiveState -- $units | awk -F= '
+    function flush() {
+      if (unit["LoadState"] == "loaded" || unit["LoadState"] == "masked") {
+        printf "%s\"%s\": {\"enabled\": %s, \"active\": %s}", separator, unit["Id"],
+          unit["UnitFileState"] == "enabled" ? "true" : "false", unit["ActiveState"] == "active" ? "true" : "false"
+        separator = ", "
+      }
+      split("", unit)
+    }
+    NF == 0 { flush(); next }
+    { unit[$1] = $2 }
+    END { flush() }')
+else # OpenRC
+  standing=$(for unit in $units; do
+    rc-service --exists "$unit" || continue
+    if rc-update show default | grep -qw "$unit"; then enabled=true; else enabled=false; fi
+    if rc-service --quiet "$unit" status >/dev/null 2>&1; then active=true; else active=false; fi
+    printf '%s"%s": {"enabled": %s, "active": %s}' "$separator" "$unit" "$enabled" "$active"
+    separator=', '
+  done)
+fi
+
+printf '{"units": {%s}, "unknown": [%s]}\n' "$standing" "$unknown"
