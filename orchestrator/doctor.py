@@ -60,7 +60,6 @@ def problems() -> tuple[Problem, ...]:
         *folder(paths.cache(), CACHE_MIB, level="note"),
         *clock(),
         *lab(),
-        *forwarding(),
     ]
     return tuple(sorted(found, key=lambda problem: LEVELS.index(problem.level)))
 
@@ -248,25 +247,6 @@ def lab(
         )
     if "cgroup2" not in filesystems.read_text().split():
         yield Problem("note", "The kernel has no cgroup2, which libvirt in a lab needs.", "Boot a kernel that has it.")
-
-
-def forwarding(run: Callable[[], str] | None = None) -> Iterator[Problem]:
-    """Docker sets the policy of FORWARD to drop, and with it the traffic of labs and of bridged guests."""
-    if "policy drop" in (run or _forward_chain)():
-        yield Problem(
-            "note",
-            "The firewall drops forwarded packets (Docker sets this), also those of hosts of a lab and of guests.",
-            "iptables -I DOCKER-USER -j ACCEPT, or rules for the lab's subnet alone.",
-        )
-
-
-def _forward_chain() -> str:
-    """Empty without nft, without root, and without the chain."""
-    try:
-        command = ["nft", "list", "chain", "ip", "filter", "FORWARD"]
-        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
 
 
 def _dotted(version: Sequence[int]) -> str:
