@@ -105,7 +105,7 @@ def inventory(lab: Lab) -> str:
     return header + yaml.safe_dump(document, sort_keys=False)
 
 
-def hosts_file(lab: Lab, name: str) -> str:
-    """/etc/hosts of the host of that name; every host knows all of them."""
+def hosts_file(lab: Lab) -> str:
+    """/etc/hosts, the same on every host."""
     lines = [f"{host.address} {host.name}" for host in lab.hosts]
-    return "\n".join(["127.0.0.1 localhost", "::1 localhost ip6-localhost", f"127.0.1.1 {name}", *lines, ""])
+    return "\n".join(["127.0.0.1 localhost", "::1 localhost ip6-localhost", *lines, ""])

@@ -6,6 +6,7 @@ import os
 import re
 import stat
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from orchestrator.errors import LabError
@@ -51,6 +52,10 @@ class Container:
         cgroups.hierarchies()
         _require_devices(folder)
 
+    def alone(self) -> AbstractContextManager[None]:
+        """Subnets, forwarding and firewalls are shared."""
+        return network.machine()
+
     def image(self, system: str, progress: Progress) -> str:
         """Built by mmdebstrap when it is not in the cache."""
         return images.build(system, progress)
@@ -67,7 +72,7 @@ class Container:
         _install(key, root / "etc/ssh/ssh_host_ed25519_key", 0o600)
         _install(key.with_suffix(".pub"), root / "etc/ssh/ssh_host_ed25519_key.pub", 0o644)
         tree.write(root / "etc/hostname", f"{host.name}\n")
-        tree.write(root / "etc/hosts", access.hosts_file(lab, host.name))
+        tree.write(root / "etc/hosts", access.hosts_file(lab))
         tree.write(root / "etc/resolv.conf", subnet.resolver())
         tree.write(root / "etc/apt/apt.conf.d/90lab", images.APT_CONF + apt.options())
         unit = root / "etc/systemd/network/10-host0.network"
@@ -132,12 +137,8 @@ class Container:
 
     def harvest(self, lab: Lab) -> int:
         """Packages from the hosts' apt caches into their images' caches."""
-        taken = 0
-        for image in dict.fromkeys(host.image for host in lab.hosts if host.image):
-            known = debs.index(images.root(image))
-            for host in (host for host in lab.hosts if host.image == image):
-                taken += len(debs.harvest(lab.root(host), images.debs(image), known))
-        return taken
+        made = [host for host in lab.hosts if lab.root(host).exists() and images.root(host.image).exists()]
+        return sum(len(debs.harvest(lab.root(host), images.debs(host.image), images.root(host.image))) for host in made)
 
 
 def _directory(lab: Lab, host: LabHost) -> str:

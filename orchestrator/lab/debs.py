@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 
 import msgspec
@@ -34,33 +34,31 @@ class Wanted(msgspec.Struct, frozen=True):
     size: int
 
 
-def index(root: Path) -> Mapping[str, Wanted]:
-    """File name in apt's cache to what the file has to be, for every package that an image's index knows."""
+def index(root: Path, names: Iterable[str]) -> Mapping[str, Wanted]:
+    """What an image's index says about files of these names; those that it does not know are missing."""
+    packages = {name.partition("_")[0] for name in names}
     lists = sorted((root / LISTS).glob("*_Packages"))
-    return {name: wanted for file in lists for name, wanted in _stanzas(file.read_text(encoding="utf-8"))}
+    return {name: wanted for file in lists for name, wanted in _stanzas(file.read_text(encoding="utf-8"), packages)}
 
 
-def _stanzas(text: str) -> Iterator[tuple[str, Wanted]]:
+def _stanzas(text: str, packages: Set[str]) -> Iterator[tuple[str, Wanted]]:
     for stanza in text.split("\n\n"):
-        fields = dict(re.findall(r"^(Package|Version|Architecture|SHA256|Size): (.*)$", stanza, re.MULTILINE))
-        if len(fields) == 5:
+        if stanza.removeprefix("Package: ").partition("\n")[0] in packages:  # tens of thousands are none of ours
+            fields = dict(re.findall(r"^(Package|Version|Architecture|SHA256|Size): (.*)$", stanza, re.MULTILINE))
             version = fields["Version"].replace(":", "%3a")  # as apt writes it, apt-pkg/acquire-item.cc
             name = f"{fields['Package']}_{version}_{fields['Architecture']}.deb"
             yield name, Wanted(fields["SHA256"], int(fields["Size"]))
 
 
-def harvest(host_root: Path, cache: Path, known: Mapping[str, Wanted]) -> tuple[str, ...]:
+def harvest(host_root: Path, cache: Path, image_root: Path) -> tuple[str, ...]:
     """Takes new packages from a host's cache; their names. Opens no link and nothing but regular files."""
-    cache.mkdir(parents=True, exist_ok=True)
     with _descend(host_root, ARCHIVES.split("/")) as archives:
-        names = sorted(os.listdir(archives)) if archives is not None else []
-        return tuple(
-            name for name in names if _is_new(name, cache, known) and _take(name, archives, cache, known[name])
-        )
-
-
-def _is_new(name: str, cache: Path, known: Mapping[str, Wanted]) -> bool:
-    return bool(_NAME.fullmatch(name)) and name in known and not (cache / name).exists()
+        if archives is None:
+            return ()
+        new = [n for n in sorted(os.listdir(archives)) if _NAME.fullmatch(n) and not (cache / n).exists()]
+        known = index(image_root, new) if new else {}
+        cache.mkdir(parents=True, exist_ok=True)
+        return tuple(name for name in new if name in known and _take(name, archives, cache, known[name]))
 
 
 @contextlib.contextmanager
@@ -79,28 +77,34 @@ def _descend(root: Path, parts: Iterable[str]) -> Iterator[int | None]:
         os.close(here)
 
 
-def _take(name: str, archives: int | None, cache: Path, wanted: Wanted) -> bool:
+def _take(name: str, archives: int, cache: Path, wanted: Wanted) -> bool:
     new = cache / f".{name}.new"
     try:
         opened = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=archives)
     except OSError:  # a link, or gone meanwhile
         return False
-    with open(opened, "rb") as source:
+    try:
         status = os.fstat(opened)
         if not stat.S_ISREG(status.st_mode) or status.st_size != wanted.size:
             return False
-        digest = hashlib.sha256()
-        left = wanted.size  # the host may make the file grow while we read
-        with new.open("wb") as target:
-            while left and (chunk := source.read(min(left, _CHUNK))):
-                left -= len(chunk)
-                digest.update(chunk)
-                target.write(chunk)
-    if digest.hexdigest() != wanted.sha256:
-        new.unlink()
-        return False
+        if _copy(opened, new, wanted.size) != wanted.sha256:
+            new.unlink()
+            return False
+    finally:
+        os.close(opened)
     new.replace(cache / name)
     return True
+
+
+def _copy(opened: int, target: Path, size: int) -> str:
+    """The SHA-256 of what was copied; never more than `size`, for the host may make the file grow while we read."""
+    digest = hashlib.sha256()
+    with target.open("wb") as file:
+        while size and (chunk := os.read(opened, min(size, _CHUNK))):
+            size -= len(chunk)
+            digest.update(chunk)
+            file.write(chunk)
+    return digest.hexdigest()
 
 
 def offer(cache: Path, root: Path) -> None:

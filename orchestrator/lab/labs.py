@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Literal
@@ -19,14 +19,13 @@ from orchestrator.errors import LabError
 from orchestrator.lab import access, record, subnet, tree
 from orchestrator.lab.command import last_lines, run
 from orchestrator.lab.container import Container
-from orchestrator.lab.network import machine
 from orchestrator.lab.provider import Provider
 from orchestrator.lab.record import Lab, LabHost
 from orchestrator.lab.spec import LabSpec, Progress, check_name, systems_of
 
 __all__ = ["HostStatus", "LabStatus", "down", "find", "harvest", "lab_of", "names", "ssh_argv", "status", "up"]
 
-PROVIDERS: Mapping[str, Provider] = {"container": Container()}
+PROVIDERS: dict[str, Provider] = {"container": Container()}
 
 _APPEAR_LIMIT_S = 3.0  # from starting a host until its process can be seen
 _START_LIMIT_S = 120.0
@@ -72,7 +71,7 @@ def up(spec: LabSpec, *, progress: Progress) -> Lab:
     systems_of(spec, _systems(record.read(spec.name)))  # a senseless wish leaves no trace
     provider.require(folder.parent)
     with tree.hold(folder, wait=False):
-        with machine():  # nobody takes the subnet between choosing it and having it
+        with provider.alone():  # nobody takes the subnet between choosing it and having it
             lab = _planned(spec)
             provider.connect(lab, progress)
         lab = _with_images(lab, provider, progress)
@@ -258,13 +257,14 @@ def down(name: str, *, dry_run: bool = False, progress: Progress) -> tuple[str, 
     folder = record.folder_of(name)
     if not folder.exists():
         find(name)
-    _provider("container").require(folder.parent)
     with tree.hold(folder, wait=False):
-        lab = record.read(name)
-        traces = _provider(lab.provider).traces(lab) if lab else ()
+        lab = record.read(name)  # None when `up` was killed before it wrote one: then there is only the folder
+        provider = _provider(lab.provider if lab else LabSpec().provider)
+        provider.require(folder.parent)
+        traces = provider.traces(lab) if lab else ()
         if not dry_run:
             if lab is not None:
-                _dismantle(lab, _provider(lab.provider), progress)
+                _dismantle(lab, provider, progress)
             _remove_folder(folder)
     return (*traces, f"folder {folder}")
 
@@ -273,7 +273,7 @@ def _dismantle(lab: Lab, provider: Provider, progress: Progress) -> None:
     progress(f"stopping {len(lab.hosts)} hosts")
     provider.stop(lab, lab.hosts, grace_s=_STOP_GRACE_S)
     progress("removing the network")
-    with machine():
+    with provider.alone():
         provider.clean(lab)
     progress("removing files")
 

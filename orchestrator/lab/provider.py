@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +21,10 @@ class Provider(Protocol):
 
     def require(self, folder: Path) -> None:
         """Raises LabError when this machine cannot run such a lab in that folder."""
+        ...
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Held around `connect` and `clean`: nobody else changes what labs share on this machine."""
         ...
 
     def image(self, system: str, progress: Progress) -> str:

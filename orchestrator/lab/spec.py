@@ -78,7 +78,7 @@ def systems_of(spec: LabSpec, existing: tuple[str, ...] = ()) -> tuple[str, ...]
         )
     if spec.systems and wanted[: len(existing)] != existing:
         raise LabError(
-            f"Lab {spec.name} runs {', '.join(existing)}; {', '.join(wanted)} was asked for.",
+            f"Lab {spec.name} runs {', '.join(existing)}; {', '.join(spec.systems)} was asked for.",
             hint=f"Give the new lab another name, or make it anew: kvmfleet lab down {spec.name}, then lab up.",
         )
     return existing + wanted[len(existing) :]
