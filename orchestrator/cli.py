@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from orchestrator.inventory import AnsibleOptions, Fleet, Secrets
     from orchestrator.model import Depth, HostResult
     from orchestrator.report.progress import Board, Steps
+    from orchestrator.rollout import Run
 
 __all__ = ["cli", "main"]
 
@@ -135,7 +136,7 @@ def validate(depth: Depth, as_json: bool, junit: str | None, strict: bool, **giv
     fleet = inventory.load(options)
     with _board(fleet, "validate") as board:
         run = rollout.validate(fleet, options, secrets=secrets, depth=depth, on_event=board.event)
-    output.finish(run.results, run.notes)
+    output.finish(run)
 
 
 def _provision(options: AnsibleOptions, secrets: Secrets, depth: Depth, output: _Output) -> None:
@@ -145,7 +146,9 @@ def _provision(options: AnsibleOptions, secrets: Secrets, depth: Depth, output: 
     fleet = inventory.load(options)
     with _board(fleet, "check mode" if options.check else "provision") as board:
         run = rollout.provision(fleet, options, secrets=secrets, depth=depth, on_event=board.event)
-    output.finish(run.results, run.notes)
+    if options.check:
+        output.finish_pretended(run)
+    output.finish(run)
 
 
 # -- commands that need no host -------------------------------------------------------------------------------------
@@ -363,26 +366,31 @@ class _Output:
         self._strict = strict
         self._verbose = verbose
 
-    def finish(self, results: Sequence[HostResult], problems: Sequence[KvmfleetError] = ()) -> NoReturn:
-        """Prints and writes the report first, so that a full disk loses nothing of it; then exits."""
-        from orchestrator.report import summary
-
-        self._print(results)
-        code = summary.exit_code(results, strict=self._strict)
-        if self._junit:
-            code = self._write_junit(self._junit, results) or code
-        for problem in problems:
-            _complain(problem)
-            code = problem.exit_code
-        raise SystemExit(code)
-
-    def _print(self, results: Sequence[HostResult]) -> None:
-        from orchestrator.report import json, terminal
+    def finish(self, run: Run) -> NoReturn:
+        """Prints the report before anything is written, so that a full disk loses nothing of it; then exits."""
+        from orchestrator.report import json, summary, terminal
 
         if self._json:
-            click.echo(json.render(results, command=self._command))
+            click.echo(json.render(run.results, command=self._command))
         else:
-            _console().print(terminal.report(results, verbose=self._verbose))
+            _console().print(terminal.report(run.results, verbose=self._verbose))
+        code = summary.exit_code(run.results, strict=self._strict)
+        if self._junit:
+            code = self._write_junit(self._junit, run.results) or code
+        for note in run.notes:
+            _complain(note)
+            code = note.exit_code
+        raise SystemExit(code)
+
+    def finish_pretended(self, run: Run) -> NoReturn:
+        """The same for check mode, which proves nothing and leaves nothing to write."""
+        from orchestrator.report import json, summary, terminal
+
+        if self._json:
+            click.echo(json.render_pretended(run.converged, command=self._command))
+        else:
+            _console().print(terminal.pretended(run.converged))
+        raise SystemExit(summary.pretended_exit_code(run.converged))
 
     def _write_junit(self, path: str, results: Sequence[HostResult]) -> int:
         from orchestrator.report import junit

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import msgspec
 
 from orchestrator import __version__
-from orchestrator.model import HostResult
+from orchestrator.model import HostConverged, HostResult
 from orchestrator.report.summary import counts
 
-__all__ = ["SCHEMA", "render"]
+__all__ = ["SCHEMA", "render", "render_pretended"]
 
 SCHEMA = 1
 
@@ -25,6 +25,18 @@ def render(results: Sequence[HostResult], *, command: str) -> str:
         "command": command,
         "summary": counts(results),
         "hosts": [_host(result) for result in results],
+    }
+    return _ascii(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+
+
+def render_pretended(converged: Sequence[HostConverged], *, command: str) -> str:
+    """The same for check mode: nothing was proven, so there are no verdicts, only what would have been done."""
+    document = {
+        "schema": SCHEMA,
+        "kvmfleet": __version__,
+        "command": command,
+        "check_mode": True,
+        "hosts": [{"name": host.host, "converged": host} for host in converged],
     }
     return _ascii(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
 

@@ -44,8 +44,8 @@ class Board:
         self._task = ""
         self._started_s = time.monotonic()
         # An interactive terminal gets a picture that is redrawn; a log gets lines.
-        self._live = Live(console=console, get_renderable=self._draw, transient=True, refresh_per_second=8)
         self._draws = console.is_terminal
+        self._live = Live(console=console, get_renderable=self._draw, transient=True, refresh_per_second=8)
 
     def __enter__(self) -> Board:
         if self._draws:
@@ -119,8 +119,8 @@ class Steps:
         self._clock = clock
         self._started_s = clock()
         self._message = ""
-        self._live = Live(console=console, get_renderable=self._draw, transient=True, refresh_per_second=8)
         self._fraction: float | None = None
+        self._live = Live(console=console, get_renderable=self._draw, transient=True, refresh_per_second=8)
 
     def __enter__(self) -> Steps:
         if self._console.is_terminal:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from orchestrator.model import Finding, HostResult, Verdict
+from orchestrator.model import Finding, HostConverged, HostResult, Verdict
 
-__all__ = ["VERDICTS", "counts", "exit_code", "worth_showing"]
+__all__ = ["VERDICTS", "counts", "exit_code", "pretended_exit_code", "worth_showing"]
 
 VERDICTS: tuple[Verdict, ...] = ("proven", "degraded", "failed", "unreachable", "unknown")
 
@@ -26,6 +26,14 @@ def exit_code(results: Sequence[HostResult], *, strict: bool = False) -> int:
     if seen["failed"] or (strict and seen["degraded"]):
         return 2
     return 0
+
+
+def pretended_exit_code(converged: Sequence[HostConverged]) -> int:
+    """The exit code of check mode, where nothing was proven: only whether every host could be gone through."""
+    outcomes = {host.outcome for host in converged}
+    if not outcomes or outcomes & {"unreachable", "skipped"}:
+        return 1
+    return 2 if "failed" in outcomes else 0
 
 
 def worth_showing(result: HostResult) -> tuple[Finding, ...]:

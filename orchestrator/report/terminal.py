@@ -10,11 +10,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.model import Evidence, Finding, HostResult
+from orchestrator.model import Evidence, Finding, HostConverged, HostResult
 from orchestrator.report.summary import counts, worth_showing
 from orchestrator.text import printable
 
-__all__ = ["findings", "report"]
+__all__ = ["findings", "pretended", "report"]
 
 _STYLE = {
     "proven": "bold green",
@@ -40,6 +40,19 @@ def report(results: Sequence[HostResult], *, verbose: bool = False) -> Renderabl
     parts += [findings(r) for r in results] if verbose else list(_advice(results))
     parts.append(_closing(results))
     return Group(*parts)
+
+
+def pretended(converged: Sequence[HostConverged]) -> RenderableType:
+    """What check mode would have done to each host."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for name in ("host", "outcome", "ok", "would change", "failed", "why"):
+        table.add_column(name)
+    for host in converged:
+        why = f"{host.failure.task}: {host.failure.message}" if host.failure else ""
+        style = _STYLE["pass"] if host.outcome == "ok" else _STYLE["fail"]
+        numbers = (str(host.ok), str(host.changed), str(host.failed))
+        table.add_row(Text(host.host), Text(host.outcome, style=style), *numbers, Text(printable(why, 1000)))
+    return Group(table, Text("Check mode: nothing was changed, so nothing was proven.", style="bold"))
 
 
 def findings(result: HostResult) -> RenderableType:
