@@ -1,0 +1,80 @@
+"""What provisioning costs against the least that it could cost: apt-get installing the same packages over ssh.
+
+Each round makes a lab of two bare Debian 12 hosts. One is provisioned, and then again; the other gets the packages that
+the first one's contract names, with one `apt-get install` by ssh. Who goes first changes with the round. The first lab
+of all fills the cache of packages and is not counted, so that the archive's speed is in no figure.
+
+    .venv/bin/python bench/provision.py [ROUNDS]
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+
+from measure import KVMFLEET, Run, heading, run, table
+
+LAB = "bench-provision"
+OURS, TWIN = f"{LAB}-1", f"{LAB}-2"
+INSTALL = "sudo apt-get -q update && sudo DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends"
+
+
+def bare_lab() -> str:
+    """The inventory of a lab in which nothing was installed yet."""
+    run(KVMFLEET, "lab", "down", LAB, "--yes", codes=(0, 1))
+    run(KVMFLEET, "lab", "up", LAB, "--os", "debian-12", "--hosts", "2", "--bare", "--yes")
+    return str(run(KVMFLEET, "lab", "status", LAB, "--json").report["inventory"])
+
+
+def provision(inventory: str) -> Run:
+    options = ("-i", inventory, "-l", OURS, "--boot", "none", "--json")
+    return run(KVMFLEET, "provision", *options, codes=(0, 2))
+
+
+def apt(packages: list[str]) -> Run:
+    return run(KVMFLEET, "lab", "ssh", TWIN, f"{INSTALL} {' '.join(packages)}")
+
+
+def the_host(one: Run) -> dict[str, object]:
+    (host,) = one.report["hosts"]
+    return dict(host)
+
+
+def main() -> None:
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    heading("Provisioning one bare Debian 12 host", rounds)
+    try:
+        packages: list[str] = the_host(provision(bare_lab()))["contract"]["packages"]  # type: ignore[index]
+        apt(packages)
+        firsts, seconds, apts = [], [], []
+        for number in range(rounds):
+            inventory = bare_lab()
+            if number % 2:
+                apts.append(apt(packages))
+            firsts.append(provision(inventory))
+            seconds.append(provision(inventory))
+            if not number % 2:
+                apts.append(apt(packages))
+    finally:
+        run(KVMFLEET, "lab", "down", LAB, "--yes", codes=(0, 1))
+    show(apts, firsts, seconds)
+
+
+def show(apts: list[Run], firsts: list[Run], seconds: list[Run]) -> None:
+    base_s = statistics.median(one.wall_s for one in apts)
+    rows = []
+    for name, runs in (
+        ("`apt-get install` of the same packages by ssh", apts),
+        ("first `provision`", firsts),
+        ("second `provision`", seconds),
+    ):
+        wall_s = statistics.median(one.wall_s for one in runs)
+        cpu_s = statistics.median(one.cpu_s for one in runs)
+        rows.append((name, f"{wall_s:.1f} s", f"{wall_s / base_s:.2f}", f"{cpu_s:.1f} s"))
+    table(("command", "wall", "against apt-get", "controller's processor"), rows)
+    converged: dict[str, int] = the_host(seconds[-1])["converged"]  # type: ignore[assignment]
+    print(f"The second run: {converged['ok']} tasks, {converged['changed']} changed.")
+
+
+if __name__ == "__main__":
+    main()
