@@ -1,0 +1,276 @@
+"""The story of a lab, told with a provider that makes nothing but files."""
+
+import contextlib
+import stat
+
+import pytest
+
+from orchestrator.errors import LabError, LockedError
+from orchestrator.lab import labs, tree
+from orchestrator.lab.spec import LabSpec
+
+
+class Paper:
+    """A provider whose hosts are files; `stumble` raises at the named step, once."""
+
+    limits = "Hosts of paper cannot do anything."
+
+    def __init__(self):
+        self.done, self.stumble_at, self.running, self.network, self.missing = [], "", set(), False, ""
+
+    def _step(self, *words):
+        self.done.append(" ".join(words))
+        if self.done[-1] == self.stumble_at:
+            self.stumble_at = ""
+            raise KeyboardInterrupt
+
+    def require(self, folder):
+        if self.missing:
+            raise LabError(self.missing)
+
+    def alone(self):
+        return contextlib.nullcontext()
+
+    def image(self, system, progress):
+        self._step("image", system)
+        return f"{system}-key"
+
+    def connect(self, lab, progress):
+        assert labs.find(lab.name) == lab, "the record comes first"
+        self.network = True
+        self._step("connect")
+
+    def create(self, lab, host, folder):
+        (folder / "root").mkdir()
+        (folder / "key").mkdir()
+        (folder / "key" / "id_ed25519.pub").write_text("ssh-ed25519 AAAA x\n")
+        self._step("create", host.name)
+
+    def start(self, lab, host):
+        self.running.add(host.name)
+        self._step("start", host.name)
+
+    def started_at_s(self, lab, host):
+        return 1.0 if host.name in self.running else None
+
+    def stop(self, lab, hosts, *, grace_s):
+        self.running -= {host.name for host in hosts}
+        self._step("stop")
+
+    def traces(self, lab):
+        return tuple(sorted(self.running))
+
+    def clean(self, lab):
+        self.network = False
+        self._step("clean")
+
+    def harvest(self, lab):
+        return 0
+
+
+@pytest.fixture
+def paper(tmp_path, monkeypatch):
+    """The provider, and an ssh that answers at once."""
+    monkeypatch.setenv("KVMFLEET_STATE_DIR", str(tmp_path / "state"))
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    (bin_folder / "ssh").write_text("#!/bin/sh\ncat > /dev/null\n")
+    (bin_folder / "ssh").chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", str(bin_folder), prepend=":")
+    provider = Paper()
+    monkeypatch.setitem(labs.PROVIDERS, "paper", provider)
+    return provider
+
+
+def quiet(message, fraction=None):
+    pass
+
+
+def up(**wish):
+    return labs.up(LabSpec(provider="paper", **wish), progress=quiet)
+
+
+def test_a_new_lab_is_made_in_order_with_one_image_a_system(paper):
+    up(hosts=3)
+    assert paper.done == [
+        "connect",
+        "image debian-12",
+        "image debian-13",
+        "create lab-1",
+        "create lab-2",
+        "create lab-3",
+        "start lab-1",
+        "start lab-2",
+        "start lab-3",
+    ]
+
+
+def test_up_again_makes_and_starts_nothing(paper):
+    first = up()
+    paper.done.clear()
+    assert up() == first
+    assert paper.done == ["connect"]
+
+
+def test_up_starts_a_stopped_host_and_builds_nothing(paper):
+    up()
+    paper.running.remove("lab-2")
+    paper.done.clear()
+    up()
+    assert paper.done == ["connect", "start lab-2"]
+
+
+def test_up_adds_hosts_and_keeps_those_that_are_there(paper):
+    first = up(hosts=1)
+    more = up(hosts=2)
+    assert more.hosts[:1] == first.hosts
+    assert [host.name for host in more.hosts] == ["lab-1", "lab-2"]
+
+
+STEPS = ["connect", "image debian-12", "create lab-1", "create lab-2", "start lab-1", "start lab-2"]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_an_interrupted_up_is_continued(paper, step):
+    paper.stumble_at = step
+    with pytest.raises(KeyboardInterrupt):
+        up()
+    up()
+    assert [host.state for host in labs.status("lab").hosts] == ["running", "running"]
+    assert not list(labs.find("lab").folder.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_an_interrupted_up_is_taken_down_whole(paper, step, tmp_path):
+    paper.stumble_at = step
+    with pytest.raises(KeyboardInterrupt):
+        up()
+    labs.down("lab", progress=quiet)
+    assert list((tmp_path / "state").rglob("*")) == []
+    assert (paper.running, paper.network) == (set(), False)
+
+
+@pytest.mark.parametrize("step", ["stop", "clean"])
+def test_an_interrupted_down_is_continued(paper, step, tmp_path):
+    up()
+    paper.stumble_at = step
+    with pytest.raises(KeyboardInterrupt):
+        labs.down("lab", progress=quiet)
+    labs.down("lab", progress=quiet)
+    assert list((tmp_path / "state").rglob("*")) == []
+
+
+def test_a_folder_without_a_record_is_removed_too(paper, tmp_path, monkeypatch):
+    monkeypatch.setitem(labs.PROVIDERS, "container", paper)
+    (tmp_path / "state" / "labs" / "lab").mkdir(parents=True)
+    assert labs.down("lab", progress=quiet) == (f"folder {tmp_path}/state/labs/lab",)
+    assert list((tmp_path / "state").rglob("*")) == []
+
+
+def test_a_dry_run_says_the_same_and_does_nothing(paper):
+    up()
+    paper.done.clear()
+    told = labs.down("lab", dry_run=True, progress=quiet)
+    assert paper.done == []
+    assert told == labs.down("lab", progress=quiet)
+
+
+def test_down_of_one_lab_leaves_the_other(paper):
+    up(name="one", hosts=1)
+    two = up(name="two", hosts=1)
+    labs.down("one", progress=quiet)
+    assert labs.names() == ("two",)
+    assert labs.find("two") == two
+
+
+def test_two_labs_have_different_subnets(paper):
+    assert up(name="one").subnet != up(name="two").subnet
+
+
+def test_an_unknown_lab_is_an_error_that_names_the_known_ones(paper):
+    up(name="one")
+    for call in (labs.status, labs.find, lambda name: labs.down(name, progress=quiet)):
+        with pytest.raises(LabError, match="There is no lab two") as caught:
+            call("two")
+        assert "one" in caught.value.hint
+
+
+def test_a_machine_that_cannot_run_a_lab_is_left_as_it_was(paper, tmp_path):
+    paper.missing = "no"
+    with pytest.raises(LabError, match="no"):
+        up()
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_senseless_wish_leaves_no_trace(paper, tmp_path):
+    with pytest.raises(LabError):
+        up(systems=("beos",))
+    assert not (tmp_path / "state").exists()
+
+
+def test_an_unknown_provider_is_refused(paper):
+    with pytest.raises(LabError, match="no provider 'cloud'"):
+        labs.up(LabSpec(provider="cloud"), progress=quiet)
+
+
+def test_a_lab_keeps_its_provider(paper, monkeypatch):
+    up()
+    monkeypatch.setitem(labs.PROVIDERS, "other", paper)
+    with pytest.raises(LabError, match="is of provider paper"):
+        labs.up(LabSpec(provider="other"), progress=quiet)
+
+
+def test_a_lab_that_someone_else_changes_is_left_to_them(paper):
+    lab = up()
+    for call in (up, lambda: labs.down("lab", progress=quiet)):
+        with tree.hold(lab.folder, wait=False), pytest.raises(LockedError):
+            call()
+
+
+def test_a_host_that_ends_while_it_starts_is_shown_with_its_console(paper, tmp_path, monkeypatch):
+    (tmp_path / "bin" / "ssh").write_text("#!/bin/sh\nexit 255\n")
+    monkeypatch.setattr(labs, "_APPEAR_LIMIT_S", 0.0)
+    started = paper.start
+
+    def dies(lab, host):
+        started(lab, host)
+        lab.console(host).write_text("\x1b[1mFailed to mount /sys\n")
+        paper.running.clear()
+
+    paper.start = dies
+    with pytest.raises(LabError, match="lab-1 ended while it started") as caught:
+        up(hosts=1)
+    assert caught.value.hint == "\\x1b[1mFailed to mount /sys"
+
+
+def test_a_host_that_never_answers_is_shown_with_the_reason(paper, tmp_path, monkeypatch):
+    (tmp_path / "bin" / "ssh").write_text("#!/bin/sh\necho Permission denied >&2; exit 255\n")
+    monkeypatch.setattr(labs, "_START_LIMIT_S", 0.1)
+    with pytest.raises(LabError, match=r"does not answer at .*Permission denied") as caught:
+        up(hosts=1)
+    assert "wrote nothing" in caught.value.hint
+
+
+def test_ssh_goes_through_the_labs_configuration(paper):
+    lab = up()
+    assert labs.ssh_argv("lab", "lab-1", ("uptime",)) == ["ssh", "-F", str(lab.ssh_config), "lab-1", "uptime"]
+
+
+def test_ssh_to_a_stopped_host_says_how_to_start_it(paper):
+    up()
+    paper.running.clear()
+    with pytest.raises(LabError, match="lab-1 is not running") as caught:
+        labs.ssh_argv("lab", "lab-1")
+    assert "lab up lab" in caught.value.hint
+
+
+def test_status_tells_running_stopped_and_absent_apart(paper):
+    paper.stumble_at = "create lab-3"
+    with pytest.raises(KeyboardInterrupt):
+        up(hosts=3)
+    paper.running.add("lab-1")
+    status = labs.status("lab")
+    assert [host.state for host in status.hosts] == ["running", "stopped", "absent"]
+    assert status.hosts[0].uptime_s > 0
+    assert status.hosts[1].uptime_s is None
+    assert status.limits == Paper.limits
