@@ -105,7 +105,7 @@ def _write(folder: Path, command: str, keys: dict[str, str]) -> Path:
 
 
 def _notes(folder: Path) -> Iterator[tuple[Path, _Note]]:
-    for path in folder.glob("*.json"):
+    for path in filter(Path.is_file, folder.glob("*.json")):
         try:
             yield path, msgspec.json.decode(path.read_bytes(), type=_Note)
         except (OSError, msgspec.MsgspecError):
