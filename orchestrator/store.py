@@ -1,0 +1,228 @@
+"""The history: which runs there were, what each learned about each host, and how a host was when it was last good.
+
+Nothing secret goes in: of a command only its name, and of a host its evidence and findings, which hold none.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import os
+import time
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import msgspec
+import sqlalchemy as sa
+
+from orchestrator import __version__, history_db, paths
+from orchestrator.errors import StoreError
+from orchestrator.history_db import baselines, evidence, findings, results, runs
+from orchestrator.model import Evidence, Finding, HostResult, Verdict
+
+__all__ = ["PastResult", "PastRun", "Run", "Store"]
+
+T = TypeVar("T", bound=msgspec.Struct)
+State = Literal["running", "finished", "interrupted"]
+
+
+class PastRun(msgspec.Struct, frozen=True):
+    """One run as the history knows it."""
+
+    id: int
+    command: str
+    user: str
+    controller: str
+    kvmfleet: str  # the version that ran
+    started_at_s: float
+    finished_at_s: float | None
+    outcome: str | None
+    exit_status: int | None
+    state: State
+
+
+class PastResult(msgspec.Struct, frozen=True):
+    """What one run learned about one host."""
+
+    run_id: int
+    host: str
+    recorded_at_s: float
+    verdict: Verdict
+    cause: str  # id of the check that explains the rest, "" when nothing is wrong
+    path: str
+    problem: str
+    contract_digest: str  # "" when the host had none
+    intent_digest: str
+    findings: tuple[Finding, ...]
+    evidence: Evidence | None
+
+
+class Run:
+    """A run that is being recorded. Each call is one transaction, so that a run that dies keeps what it learned."""
+
+    def __init__(self, engine: sa.Engine, run_id: int) -> None:
+        self._engine = engine
+        self.id = run_id
+
+    def record(self, result: HostResult, *, baseline: bool = False) -> None:
+        """Add one host. `baseline`: this is how the host is when all is well; later runs are compared with it.
+
+        Raises StoreError, and then nothing about this host was written.
+        """
+        with history_db.writing(self._engine) as connection:
+            result_id = _insert(connection, results, **_row(self.id, result, _insert_evidence(connection, result)))
+            if rows := [_finding_row(result_id, n, finding) for n, finding in enumerate(result.judgement.findings)]:
+                connection.execute(findings.insert(), rows)
+            if baseline:
+                connection.execute(baselines.delete().where(baselines.c.host == result.host))
+                connection.execute(baselines.insert().values(host=result.host, result_id=result_id))
+
+    def finish(self, outcome: str, exit_status: int) -> None:
+        """Nothing more will come. A run of which this is never said counts as interrupted once its process is gone."""
+        with history_db.writing(self._engine) as connection:
+            values = {"finished_at_s": time.time(), "outcome": outcome, "exit_status": exit_status}
+            connection.execute(runs.update().where(runs.c.id == self.id).values(values))
+
+
+class Store:
+    """The history in a database: SQLite in the state folder, or any `url` of SQLAlchemy.
+
+    Every method raises StoreError when the history cannot be read or written.
+    """
+
+    def __init__(self, url: str = "") -> None:
+        self._engine = history_db.connect(url or f"sqlite:///{paths.state() / 'history.sqlite3'}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def begin(self, command: str, *, started_at_s: float | None = None) -> Run:
+        """`command` is its name, such as `provision`, never its arguments: they may hold a secret."""
+        with history_db.writing(self._engine) as connection:
+            run_id = _insert(
+                connection, runs,
+                command=command,
+                user=_user(),
+                controller=os.uname().nodename,
+                process=_process(os.getpid()),
+                kvmfleet=__version__,
+                started_at_s=time.time() if started_at_s is None else started_at_s,
+            )  # fmt: skip
+        return Run(self._engine, run_id)
+
+    def runs(self, limit: int = 20) -> tuple[PastRun, ...]:
+        """The latest first."""
+        with history_db.reading(self._engine) as connection:
+            rows = connection.execute(sa.select(runs).order_by(runs.c.id.desc()).limit(limit)).mappings()
+            return tuple(_past_run(row) for row in rows)
+
+    def results(self, run_id: int) -> tuple[PastResult, ...]:
+        """What one run learned, in the order in which it did."""
+        return self._results(sa.select(results).where(results.c.run_id == run_id).order_by(results.c.id))
+
+    def last(self, host: str) -> PastResult | None:
+        """What was last learned about a host, by a finished run or not."""
+        query = sa.select(results).where(results.c.host == host).order_by(results.c.id.desc()).limit(1)
+        return next(iter(self._results(query)), None)
+
+    def baseline(self, host: str) -> PastResult | None:
+        """How the host was after its last validated provision."""
+        query = sa.select(results).join(baselines, baselines.c.result_id == results.c.id)
+        return next(iter(self._results(query.where(baselines.c.host == host))), None)
+
+    def _results(self, query: sa.Select[Any]) -> tuple[PastResult, ...]:
+        with history_db.reading(self._engine) as connection:
+            rows = connection.execute(query.add_columns(evidence.c.document).outerjoin(evidence)).mappings().all()
+            return tuple(_past_result(row, _findings(connection, row["id"])) for row in rows)
+
+
+def _insert(connection: sa.Connection, table: sa.Table, **values: object) -> int:
+    key = connection.execute(table.insert().values(values)).inserted_primary_key
+    assert key  # every table that comes here has an integer key
+    return int(key[0])
+
+
+def _insert_evidence(connection: sa.Connection, result: HostResult) -> int | None:
+    if result.collected.evidence is None:
+        return None
+    return _insert(connection, evidence, document=zlib.compress(msgspec.json.encode(result.collected.evidence)))
+
+
+def _row(run_id: int, result: HostResult, evidence_id: int | None) -> dict[str, object]:
+    found, cause = result.collected.evidence, result.judgement.cause
+    contract = found.contract.text if found else ""
+    return {
+        "run_id": run_id,
+        "host": result.host,
+        "recorded_at_s": time.time(),
+        "verdict": result.judgement.verdict,
+        "cause": cause.check if cause else "",
+        "path": result.collected.path,
+        "problem": result.collected.problem,
+        "contract_digest": hashlib.sha256(contract.encode()).hexdigest() if contract else "",
+        "intent_digest": result.contract.intent_digest if result.contract else "",
+        "evidence_id": evidence_id,
+    }
+
+
+def _finding_row(result_id: int, position: int, finding: Finding) -> dict[str, object]:
+    return {"result_id": result_id, "position": position, **msgspec.structs.asdict(finding)}
+
+
+def _findings(connection: sa.Connection, result_id: int) -> tuple[Finding, ...]:
+    query = sa.select(findings).where(findings.c.result_id == result_id).order_by(findings.c.position)
+    return tuple(_struct(Finding, row) for row in connection.execute(query).mappings())
+
+
+def _past_run(row: sa.RowMapping) -> PastRun:
+    state: State = "finished" if row["finished_at_s"] is not None else "running" if _runs(row) else "interrupted"
+    return _struct(PastRun, row, state=state)
+
+
+def _past_result(row: sa.RowMapping, found: Sequence[Finding]) -> PastResult:
+    document = row["document"]
+    try:
+        decoded = msgspec.json.decode(zlib.decompress(document), type=Evidence) if document else None
+    except (zlib.error, msgspec.MsgspecError) as e:
+        raise StoreError(
+            f"history: the evidence of {row['host']} in run {row['run_id']} cannot be read: {e}",
+            hint="Collect it again: kvmfleet validate",
+        ) from e
+    return _struct(PastResult, row, findings=tuple(found), evidence=decoded)
+
+
+def _struct(kind: type[T], row: sa.RowMapping, **more: object) -> T:
+    """The columns that the struct has; keys of a row may be of a subclass of str, which msgspec does not take."""
+    return msgspec.convert({str(key): value for key, value in row.items()} | more, kind)
+
+
+def _runs(row: sa.RowMapping) -> bool:
+    """Whether the process of an unfinished run is alive; of another controller's we cannot know, so it is believed."""
+    if row["controller"] != os.uname().nodename:
+        return True
+    return bool(_process(int(row["process"].split()[1])) == row["process"])
+
+
+def _process(pid: int) -> str:
+    """Boot, number and start of a process: numbers are used again, this triple is not. "" when there is none."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # proc_pid_stat(5)
+    except OSError:
+        return ""
+    return "" if state in ("Z", "X") else f"{boot} {pid} {rest[18]}"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return f"uid {os.getuid()}"

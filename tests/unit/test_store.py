@@ -1,0 +1,400 @@
+"""The history, in real SQLite files."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator import history_db
+from orchestrator.errors import StoreError
+from orchestrator.model import Collected, Contract, ContractSlot, Evidence, Finding, HostResult, Judgement, System
+from orchestrator.store import Store
+
+GOOD = Finding("kvm.exec", "pass", "a guest executed in 0.3 ms")
+BAD = Finding("kvm.node", "fail", "/dev/kvm is absent", "a character device", "nothing", "modprobe kvm_intel")
+
+
+def result(host: str = "hv1", *found: Finding, hostname: str = "hv1", contract: str = "") -> HostResult:
+    evidence = Evidence(
+        schema=1,
+        collected_at_s=1.5,
+        duration_ms=2.5,
+        system=System(hostname=hostname),
+        contract=ContractSlot(text=contract),
+    )
+    cause = next((finding for finding in found if finding.status == "fail"), None)
+    return HostResult(
+        host,
+        Judgement("failed" if cause else "proven", found or (GOOD,), cause),
+        Collected(host, "ssh", evidence=evidence),
+        contract=Contract(schema=1, intent_digest="abc") if contract else None,
+    )
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "history.sqlite3"
+
+
+@pytest.fixture
+def store(file: Path) -> Iterator[Store]:
+    with Store(f"sqlite:///{file}") as opened:
+        yield opened
+
+
+# --- what goes in comes out
+
+
+def test_a_recorded_host_comes_back_whole(store: Store) -> None:
+    run = store.begin("validate")
+    given = result("hv1", GOOD, BAD, contract='{"schema":1}')
+    run.record(given)
+    last = store.last("hv1")
+    assert last
+    assert (last.verdict, last.cause, last.path, last.problem) == ("failed", "kvm.node", "ssh", "")
+    assert last.findings == (GOOD, BAD)
+    assert last.evidence == given.collected.evidence
+    assert last.intent_digest == "abc"
+    assert len(last.contract_digest) == 64
+
+
+def test_a_host_that_gave_no_evidence_is_recorded_with_its_problem(store: Store) -> None:
+    silent = HostResult("hv2", Judgement("unreachable", ()), Collected("hv2", "ssh", problem="refused"))
+    store.begin("validate").record(silent)
+    last = store.last("hv2")
+    assert last
+    assert (last.verdict, last.problem, last.evidence, last.findings) == ("unreachable", "refused", None, ())
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Store]:
+    with Store("sqlite://") as opened:
+        yield opened
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))  # msgspec lets no lone surrogate in
+
+
+@given(TEXT, TEXT)
+def test_any_text_a_host_may_send_comes_back_unchanged(shared: Store, summary: str, hostname: str) -> None:
+    shared.begin("validate").record(result("hv1", Finding("a.b", "warn", summary), hostname=hostname))
+    last = shared.last("hv1")
+    assert last
+    assert last.evidence
+    assert (last.findings[0].summary, last.evidence.system.hostname) == (summary, hostname)
+
+
+def test_what_is_known_of_an_unknown_host_is_nothing(store: Store) -> None:
+    assert store.last("hv9") is None
+    assert store.baseline("hv9") is None
+    assert store.runs() == ()
+    assert store.results(1) == ()
+
+
+def test_runs_come_latest_first_and_results_in_the_order_of_the_run(store: Store) -> None:
+    first, second = store.begin("provision"), store.begin("validate", started_at_s=12.0)
+    for host in ("c", "a", "b"):
+        second.record(result(host))
+    assert [run.id for run in store.runs()] == [second.id, first.id]
+    assert [run.command for run in store.runs(limit=1)] == ["validate"]
+    assert store.runs()[0].started_at_s == 12.0
+    assert [past.host for past in store.results(second.id)] == ["c", "a", "b"]
+
+
+def test_a_finished_run_says_how_it_ended(store: Store) -> None:
+    store.begin("validate").finish("failed", 2)
+    (run,) = store.runs()
+    assert (run.state, run.outcome, run.exit_status) == ("finished", "failed", 2)
+    assert run.finished_at_s
+    assert run.finished_at_s >= run.started_at_s
+
+
+def test_the_baseline_stays_what_it_was_until_a_new_one_is_set(store: Store) -> None:
+    store.begin("provision").record(result(hostname="good"), baseline=True)
+    store.begin("validate").record(result(hostname="later"))
+    baseline, last = store.baseline("hv1"), store.last("hv1")
+    assert baseline
+    assert baseline.evidence
+    assert baseline.evidence.system.hostname == "good"
+    assert last
+    assert last.evidence
+    assert last.evidence.system.hostname == "later"
+    store.begin("provision").record(result(hostname="better"), baseline=True)
+    renewed = store.baseline("hv1")
+    assert renewed
+    assert renewed.evidence
+    assert renewed.evidence.system.hostname == "better"
+
+
+def test_a_history_outlives_its_process(file: Path) -> None:
+    with Store(f"sqlite:///{file}") as store:
+        store.begin("validate").record(result())
+    with Store(f"sqlite:///{file}") as store:
+        assert store.last("hv1")
+
+
+# --- runs that end badly
+
+
+def test_a_run_whose_process_was_killed_is_interrupted_and_keeps_what_it_learned(file: Path) -> None:
+    script = f"""
+        import os, signal, sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_store import Store, result
+        run = Store("sqlite:///{file}").begin("provision")
+        run.record(result("hv1"))
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    child = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False)
+    assert child.returncode == -9
+    with Store(f"sqlite:///{file}") as store:
+        (run,) = store.runs()
+        assert (run.state, run.finished_at_s) == ("interrupted", None)
+        assert [past.host for past in store.results(run.id)] == ["hv1"]
+
+
+def test_a_run_of_this_process_is_running(store: Store) -> None:
+    store.begin("provision")
+    assert store.runs()[0].state == "running"
+
+
+def test_a_number_that_another_process_has_now_does_not_keep_a_run_alive(store: Store, file: Path) -> None:
+    store.begin("provision")
+    with sqlite3.connect(file) as db:
+        db.execute("UPDATE runs SET process = process || '1'")
+    db.close()
+    assert store.runs()[0].state == "interrupted"
+
+
+def test_a_host_cannot_be_recorded_twice_in_a_run_and_the_first_stays(store: Store) -> None:
+    run = store.begin("validate")
+    run.record(result(hostname="first"))
+    with pytest.raises(StoreError):
+        run.record(result(hostname="second"))
+    assert [past.evidence.system.hostname for past in store.results(run.id) if past.evidence] == ["first"]
+
+
+def test_two_runs_record_at_once(file: Path) -> None:
+    def work(name: str) -> None:
+        with Store(f"sqlite:///{file}") as store:
+            run = store.begin(name)
+            for n in range(40):
+                run.record(result(f"hv{n}"), baseline=True)
+            run.finish("proven", 0)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in ("provision", "validate", "drift")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with Store(f"sqlite:///{file}") as store:
+        assert {run.command: run.state for run in store.runs()} == dict.fromkeys(
+            ("provision", "validate", "drift"), "finished"
+        )
+        assert [len(store.results(run.id)) for run in store.runs()] == [40, 40, 40]
+
+
+# --- a history that cannot be written or read
+
+
+def test_the_file_is_for_its_owner_alone_also_what_sqlite_puts_beside_it(store: Store, file: Path) -> None:
+    store.begin("validate").record(result())
+    names = {path.name: stat.S_IMODE(path.stat().st_mode) for path in file.parent.iterdir()}
+    assert set(names) >= {"history.sqlite3", "history.sqlite3-wal"}
+    assert set(names.values()) == {0o600}
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+
+
+def test_it_lies_in_the_state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVMFLEET_STATE_DIR", str(tmp_path / "elsewhere"))
+    Store().close()
+    assert (tmp_path / "elsewhere" / "history.sqlite3").is_file()
+
+
+def test_a_file_that_is_no_database_is_named_and_left_alone(file: Path) -> None:
+    file.parent.mkdir()
+    file.write_text("not a database, but somebody's notes\n" * 100)
+    with pytest.raises(StoreError, match="not a database") as caught:
+        Store(f"sqlite:///{file}")
+    assert str(file) in caught.value.message
+    assert "Move it away" in caught.value.hint
+    assert file.read_text().startswith("not a database, but")
+
+
+def test_a_damaged_file_is_named(file: Path) -> None:
+    with Store(f"sqlite:///{file}") as store:
+        run = store.begin("validate")
+        for n in range(50):
+            run.record(result(f"hv{n}"))
+    content = bytearray(file.read_bytes())
+    content[4096:] = b"\xa5" * (len(content) - 4096)
+    file.write_bytes(content)
+    with pytest.raises(StoreError, match="malformed") as caught, Store(f"sqlite:///{file}") as store:
+        store.last("hv1")
+    assert ".recover" in caught.value.hint
+
+
+def test_evidence_that_cannot_be_decoded_names_host_and_run(store: Store, file: Path) -> None:
+    run = store.begin("validate")
+    run.record(result())
+    with sqlite3.connect(file) as db:
+        db.execute("UPDATE evidence SET document = x'00'")
+    db.close()
+    with pytest.raises(StoreError, match=f"hv1 in run {run.id}"):
+        store.last("hv1")
+
+
+def test_the_history_of_a_newer_kvmfleet_is_not_touched(file: Path) -> None:
+    Store(f"sqlite:///{file}").close()
+    with sqlite3.connect(file) as db:
+        db.execute(f"UPDATE schema_version SET version = {history_db.SCHEMA + 1}")
+    db.close()
+    with pytest.raises(StoreError, match="newer kvmfleet") as caught:
+        Store(f"sqlite:///{file}")
+    assert "Upgrade kvmfleet" in caught.value.hint
+
+
+def test_an_older_history_is_brought_up_to_date_and_keeps_its_runs(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store(f"sqlite:///{file}") as store:
+        store.begin("validate")
+
+    def add_a_column(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("ALTER TABLE runs ADD COLUMN ticket VARCHAR")
+
+    monkeypatch.setattr(history_db, "UPGRADES", (*history_db.UPGRADES, add_a_column))
+    monkeypatch.setattr(history_db, "SCHEMA", history_db.SCHEMA + 1)
+    for _ in range(2):  # the second time there is nothing to do
+        with Store(f"sqlite:///{file}") as store:
+            assert [run.command for run in store.runs()] == ["validate"]
+    with sqlite3.connect(file) as db:
+        assert db.execute("SELECT version FROM schema_version").fetchall() == [(history_db.SCHEMA,)]
+        assert db.execute("SELECT ticket FROM runs").fetchall() == [(None,)]
+    db.close()
+
+
+@pytest.mark.parametrize(("place", "reason"), [("file", "File exists"), ("file/folder", "Not a directory")])
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, place: str, reason: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=f"{place}/history.sqlite3: {reason}") as caught:
+        Store(f"sqlite:///{tmp_path}/{place}/history.sqlite3")
+    assert "KVMFLEET_STATE_DIR" in caught.value.hint
+
+
+def test_a_history_that_another_run_keeps_locked_is_given_up_in_the_end(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history_db, "WAIT_S", 0.2)
+    with Store(f"sqlite:///{file}") as store:
+        other = sqlite3.connect(file, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        try:
+            with pytest.raises(StoreError, match="locked") as caught:
+                store.begin("validate")
+            assert store.runs() == ()  # reading goes on
+        finally:
+            other.close()
+        assert "Another run" in caught.value.hint
+        store.begin("validate")
+
+
+def test_a_url_without_a_driver_is_explained() -> None:
+    with pytest.raises(StoreError) as caught:
+        Store("nosuchdatabase://user:secret@localhost/kvmfleet")
+    assert "secret" not in str(caught.value)
+    assert "driver" in caught.value.hint
+
+
+MOUNTED = 'mount -t tmpfs {options} tmpfs {folder} && {before} exec "$@"'
+
+
+def in_a_mount(folder: Path, options: str, script: str, before: str = ":;") -> str:
+    """Output of a Python script that finds a small or read-only file system at `folder`; needs user namespaces."""
+    folder.mkdir()
+    unshare = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    command = MOUNTED.format(options=options, folder=folder, before=before)
+    if subprocess.run([*unshare, "mount -t tmpfs tmpfs /mnt"], capture_output=True, check=False).returncode:
+        pytest.skip("this kernel does not let us mount in a user namespace")
+    script = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n" + textwrap.dedent(script)
+    done = subprocess.run(
+        [*unshare, command, "sh", sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_full_disk_is_named_and_what_was_recorded_before_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    said = in_a_mount(
+        folder,
+        "-o size=400k",
+        f"""
+        from test_store import Store, StoreError, result
+        with Store("sqlite:///{folder}/history.sqlite3") as store:
+            run = store.begin("validate")
+            try:
+                for n in range(10000):
+                    run.record(result(f"hv{{n}}"))
+            except StoreError as e:
+                print(e)
+            kept = len(store.results(run.id))
+            print(kept == n > 0)
+        """,
+    )
+    message, hint, kept = said.splitlines()
+    assert "full" in message
+    assert str(folder) in message
+    assert "Free some space" in hint
+    assert kept == "True"
+
+
+def test_a_read_only_file_system_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "readonly"
+    said = in_a_mount(
+        folder,
+        "-o size=1m",
+        f"""
+        from test_store import Store, StoreError
+        try:
+            Store("sqlite:///{folder}/history.sqlite3")
+        except StoreError as e:
+            print(e)
+        """,
+        before=f"mount -o remount,ro {folder};",
+    )
+    assert "Read-only file system" in said
+    assert "KVMFLEET_STATE_DIR" in said
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_the_right_to_write_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(StoreError, match="Permission denied"):
+        Store(f"sqlite:///{tmp_path}/history.sqlite3")
+
+
+def test_nothing_of_a_command_but_its_name_is_kept(store: Store) -> None:
+    """The columns of a run are few enough to see that none could hold an argument."""
+    store.begin("provision")
+    assert {column.name for column in history_db.runs.columns} == {
+        "id", "command", "user", "controller", "process", "kvmfleet",
+        "started_at_s", "finished_at_s", "outcome", "exit_status",
+    }  # fmt: skip
+
+
+def test_a_changed_contract_has_another_digest(store: Store) -> None:
+    for text in ("{}", "{ }", "{}"):
+        store.begin("validate").record(result(contract=text))
+    first, changed, same = (store.results(run.id)[0].contract_digest for run in store.runs())
+    assert first == same != changed
