@@ -24,31 +24,33 @@ def judge(evidence: Evidence, contract: Contract | None, profile: Profile) -> Ju
     """Every check, in the order of the chain."""
     case = Case(evidence, contract, profile)
     blame: dict[str, str] = {}  # check that did not pass, or was skipped for another -> the check to blame
-    tolerated: set[str] = set()  # failures that the profile made warnings
+    tolerated: set[str] = set()  # failures that the profile makes warnings
     findings = []
     for check in catalogue():
-        finding = _explained(check, case, blame, tolerated)
-        if check.lab_warns and finding.status == "warn":
-            tolerated.add(check.id)
-        if finding.cause or finding.status in ("fail", "error") or check.id in tolerated:
+        tolerable = check.lab_warns and profile == "lab"
+        finding = _explained(check, case, blame, powerless=frozenset() if tolerable else tolerated)
+        if finding.cause or finding.status in ("fail", "error"):
             blame[check.id] = finding.cause or check.id
+        if finding.status == "fail" and tolerable:
+            tolerated.add(check.id)
+            finding = msgspec.structs.replace(finding, status="warn")
         findings.append(finding)
     verdict = _verdict(findings, evidence)
     return Judgement(verdict, tuple(findings), _cause(verdict, findings))
 
 
-def _explained(check: Check, case: Case, blame: Mapping[str, str], tolerated: Set[str]) -> Finding:
+def _explained(check: Check, case: Case, blame: Mapping[str, str], *, powerless: Set[str]) -> Finding:
     """The check's finding, or a skip that names whose fault it is.
 
-    What a lab tolerates still stops the checks that require it, but excuses no failure: a lab without KVM that cannot
-    boot under TCG either has failed.
+    `powerless` are failures that excuse no other. What a lab tolerates still stops the checks that require it, but a
+    lab without KVM that cannot boot a guest under TCG either has failed.
     """
     blocker = next((blame[name] for name in check.requires if name in blame), "")
     if blocker:
         return Finding(check.id, "skip", f"not looked at, because of {blocker}", cause=blocker)
     finding = check.finding(case)
-    culprits = (blame[name] for name in check.explained_by if name in blame and blame[name] not in tolerated)
-    culprit = next(culprits, "")
+    culprits = (blame[name] for name in check.explained_by if name in blame)
+    culprit = next((name for name in culprits if name not in powerless), "")
     if culprit and finding.status == "fail":
         return msgspec.structs.replace(finding, status="skip", cause=culprit)
     return finding

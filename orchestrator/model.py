@@ -152,6 +152,7 @@ class OpenAs(msgspec.Struct, frozen=True):
 class Kvm(msgspec.Struct, frozen=True):
     """The hypervisor of the running kernel, from the file to the executing guest."""
 
+    registered: bool = False  # kvm is in /proc/misc: it found a processor that it can use, wherever the node is
     node: Node = Node()
     api_version: int | None = None
     execution: Execution = Execution()

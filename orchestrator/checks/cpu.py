@@ -45,8 +45,8 @@ def extensions(case: Case) -> Finding:
         return passed(f"{flags[0]} in /proc/cpuinfo")
     if case.evidence.system.arch == "aarch64":
         return passed("aarch64 has no flag for it; KVM itself tells")
-    if case.kvm_answers:
-        return passed("neither vmx nor svm in /proc/cpuinfo, but KVM answers")
+    if case.kvm_runs:
+        return passed("neither vmx nor svm in /proc/cpuinfo, but KVM runs")
     fix = NESTED if case.evidence.system.virtual else FIRMWARE
     return failed("neither vmx nor svm in /proc/cpuinfo, and no KVM", expected="vmx or svm", seen="neither", fix=fix)
 

@@ -41,8 +41,8 @@ def boot(case: Case) -> Finding:
         names = ", ".join(found.leftovers)
         return warned(f"a domain booted, but this could not be removed: {names}", fix=f"Remove {names} by hand.")
     if found.domain_type != "kvm":
-        verdict = warned if case.profile == "lab" else failed
-        fix = "Make KVM work (see the checks of kvm), or give the host the profile lab."
+        verdict, lab = (warned, "") if case.profile == "lab" else (failed, ", or give the host the profile lab")
+        fix = f"Make KVM work, the checks of kvm say how{lab}."
         summary = f"a domain booted in {seconds} without KVM, under TCG. {found.detail}".strip()
         return verdict(summary, expected="kvm", seen=found.domain_type, fix=fix)
     return passed(f"a domain of type kvm booted and turned itself off in {seconds}")

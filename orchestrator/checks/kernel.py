@@ -42,10 +42,10 @@ def module(case: Case) -> Finding:
         "kvm_amd" if "svm" in case.evidence.cpu.flags or case.evidence.cpu.vendor == "AuthenticAMD" else "kvm_intel"
     )
     loaded = [name for name in case.evidence.kernel.modules if name.startswith("kvm_") and _here(case, name)]
-    if _here(case, "kvm") and (loaded or case.kvm_answers or case.evidence.system.arch == "aarch64"):
+    if _here(case, "kvm") and (loaded or case.kvm_runs or case.evidence.system.arch == "aarch64"):
         return passed(f"kvm with {', '.join(loaded)}" if loaded else "kvm is in the kernel")
-    if case.kvm_answers:
-        return passed("KVM answers, under no name in the list of modules")
+    if case.kvm_runs:
+        return passed("KVM runs, under no name in the list of modules")
     missing = vendor if _here(case, "kvm") else "kvm"
     return failed(
         f"the module {missing} is not loaded",

@@ -53,19 +53,19 @@ def node(case: Case) -> Finding:
     sections=("kvm",),
     requires=("kvm.node",),
     proves="Those who shall start guests may, and on a multi-tenant host nobody else.",
-    how="Group and mode of /dev/kvm against the contract's group (kvm). Mode 0666, the default of some distributions, "
+    how="The group is kvm or QEMU's, and may read and write. Mode 0666, the default of some distributions, "
     "is a warning where the profile is multi-tenant.",
     todo="`chgrp kvm /dev/kvm && chmod 0660 /dev/kvm` now; a udev rule or tmpfiles.d keeps it after the next boot.",
 )
 def permission(case: Case) -> Finding:
-    found, group = case.evidence.kvm.node, case.wishes.qemu.group
+    found = case.evidence.kvm.node
     seen = f"{found.owner}:{found.group} {found.mode:04o}"
     open_to_all, open_to_group = found.mode & 0o006 == 0o006, found.mode & 0o060 == 0o060
-    fix = f"Run `chgrp {group} /dev/kvm && chmod 0660 /dev/kvm`, and find out who changed it (udev rule, tmpfiles.d)."
-    if not open_to_all and not (open_to_group and found.group == group):
-        return failed(f"/dev/kvm is {seen}", expected=f"root:{group} 0660", seen=seen, fix=fix)
+    fix = "Run `chgrp kvm /dev/kvm && chmod 0660 /dev/kvm`, and find out who changed it (udev rule, tmpfiles.d)."
+    if not open_to_all and not (open_to_group and found.group in ("kvm", case.wishes.qemu.group)):
+        return failed(f"/dev/kvm is {seen}", expected="root:kvm 0660", seen=seen, fix=fix)
     if open_to_all and case.profile == "multi-tenant":
-        return warned(f"everybody may use /dev/kvm: {seen}", expected=f"root:{group} 0660", seen=seen, fix=fix)
+        return warned(f"everybody may use /dev/kvm: {seen}", expected="root:kvm 0660", seen=seen, fix=fix)
     return passed(f"/dev/kvm is {seen}")
 
 
@@ -162,7 +162,7 @@ def open_as(case: Case) -> Finding:
             fix="Run `kvmfleet provision` for this host.",
         )
     if found.errno:
-        fix = f"Run `usermod -aG {case.wishes.qemu.group} {found.user}`, then restart the libvirt daemon."
+        fix = f"Run `usermod -aG {case.evidence.kvm.node.group} {found.user}`, then restart the libvirt daemon."
         return failed(f"{found.user} cannot open /dev/kvm: {found.errno}", expected="opens", seen=found.errno, fix=fix)
     return passed(f"{found.user} opens /dev/kvm")
 

@@ -24,9 +24,10 @@ class Case(msgspec.Struct, frozen=True):
         return self.contract or Contract(schema=self.evidence.schema)
 
     @property
-    def kvm_answers(self) -> bool:
-        """The kernel's KVM speaks to us, whatever the processor's flags and the list of modules say."""
-        return self.evidence.kvm.api_version == 12 or self.evidence.kvm.execution.outcome == "works"
+    def kvm_runs(self) -> bool:
+        """The kernel's KVM accepted the processor, whatever the flags and the list of modules say."""
+        kvm = self.evidence.kvm
+        return kvm.registered or kvm.api_version == 12 or kvm.execution.outcome == "works"
 
 
 class Explanation(msgspec.Struct, frozen=True):
@@ -44,7 +45,8 @@ class Check(msgspec.Struct, frozen=True):
     """One question with a stable id.
 
     A check is skipped when one of `requires` failed. One of `explained_by` that failed turns only a failure of this
-    check into a skip: what passed all the same, passed. In the profile lab a failure is a warning where `lab_warns`.
+    check into a skip: what passed all the same, passed. In the profile lab a failure is a warning where `lab_warns`;
+    the judge does that.
     """
 
     id: str
@@ -65,10 +67,7 @@ class Check(msgspec.Struct, frozen=True):
             return Finding(
                 self.id, "error", summary, fix="Run `kvmfleet validate` again; if it stays, look at the host."
             )
-        found = msgspec.structs.replace(self.look(case), check=self.id)
-        if found.status == "fail" and self.lab_warns and case.profile == "lab":
-            return msgspec.structs.replace(found, status="warn")
-        return found
+        return msgspec.structs.replace(self.look(case), check=self.id)
 
 
 def check(

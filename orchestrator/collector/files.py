@@ -5,8 +5,9 @@ import glob
 import hashlib
 import os
 import stat
-from typing import Dict, List, Tuple
+from typing import Dict, List, Sequence, Tuple
 
+FOLDERS = ("/etc", "/run", "/usr/local/lib", "/usr/lib", "/lib")
 SMALL = 65536
 LARGE = 64 << 20
 
@@ -65,14 +66,14 @@ def sha256(path: str) -> str:
         os.close(fd)
 
 
-def dropins(name: str, suffix: str = ".conf") -> List[Tuple[str, str]]:
+def dropins(name: str, folders: Sequence[str] = FOLDERS) -> List[Tuple[str, str]]:
     """(path, text) of NAME.d in the order in which it is applied.
 
     As in modprobe.d(5) and modules-load.d(5): sorted by file name whatever the folder, and a file of an earlier folder
     replaces the one with its name in a later folder.
     """
     chosen: Dict[str, str] = {}
-    for folder in ("/etc", "/run", "/usr/local/lib", "/usr/lib", "/lib"):
-        for path in glob.glob("{}/{}/*{}".format(folder, name, suffix)):
+    for folder in folders:
+        for path in glob.glob("{}/{}/*.conf".format(folder, name)):
             chosen.setdefault(os.path.basename(path), path)
     return [(path, text(path)) for _, path in sorted(chosen.items())]

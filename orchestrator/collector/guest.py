@@ -19,8 +19,10 @@ from .limits import Deadline, undisturbed
 
 PREFIX = "kvmfleet-proof-"
 FOLDERS = ("/var/lib/libvirt/images", "/var/lib/libvirt")  # where AppArmor and SELinux let guests have their disks
+LOGS = "/var/log/libvirt/qemu"
 OLD_S = 600.0
 CLEANING_S = 8.0
+SHORT_S, LONG_S = 5.0, 60.0  # a boot takes 1 s in hardware and 5 to 10 s emulated
 
 DOMAIN = """<domain type='{type}'>
   <name>{name}</name>
@@ -60,14 +62,18 @@ def look(contract: Contract, depth: str, found: Dict[str, Any], deadline: Deadli
     types = ["kvm"] * (works and "kvm" in offered) + ["qemu"] * ("qemu" in offered and (emulated or not works))
     if not types:
         return {"outcome": "skipped", "detail": "libvirt offers no usable type of domain: {}".format(offered or "none")}
-    for kind in types[:-1]:
-        answer = boot(contract, kind, found["qemu"]["binary"], min(deadline.left_s() / 2, 30))
+    answer: Dict[str, Any] = {}
+    for later, kind in enumerate(types, 1 - len(types)):
+        seconds = min((deadline.left_s() - CLEANING_S) / (2 if later else 1), LONG_S)
+        if seconds < SHORT_S and not answer:
+            raise OSError("{:.0f} s are left, too few to boot a guest".format(max(deadline.left_s(), 0)))
+        if seconds >= SHORT_S:
+            before = "with {domain_type}: {detail} ".format(**answer) if answer else ""
+            answer = boot(contract, kind, found["qemu"]["binary"], seconds)
+            answer["detail"] = before + answer["detail"]
         if answer["outcome"] == "works":
-            return answer
-    last = boot(contract, types[-1], found["qemu"]["binary"], min(deadline.left_s() - CLEANING_S, 60))
-    if len(types) > 1:
-        last["detail"] = "with kvm: {}. {}".format(answer["detail"], last["detail"]).strip()
-    return last
+            break
+    return answer
 
 
 def why_not(depth: str, found: Dict[str, Any]) -> str:
@@ -99,7 +105,7 @@ class Proof:
     def traces(self) -> List[str]:
         """Our files, and those that libvirt keeps about a domain that is gone."""
         kept = [
-            "/var/log/libvirt/qemu/{}.log*".format(self.name),
+            "{}/{}.log*".format(LOGS, self.name),
             "/etc/apparmor.d/libvirt/libvirt-{}*".format(self.uuid),
         ]
         return [path for pattern in [self.disk, self.log, self.xml, *kept] for path in glob.glob(pattern)]
@@ -186,7 +192,7 @@ def complaint(said: str) -> str:
 
 def last_words(proof: Proof) -> str:
     """The last line of QEMU's log, which often names the reason."""
-    lines = files.text("/var/log/libvirt/qemu/{}.log".format(proof.name)).strip().splitlines()
+    lines = files.text("{}/{}.log".format(LOGS, proof.name)).strip().splitlines()
     return "QEMU's last line: " + lines[-1][:300] if lines else ""
 
 
@@ -236,7 +242,7 @@ def destroyed(proof: Proof, virsh: List[str]) -> bool:
 
 def remove_old() -> None:
     """Files of a boot that was killed. Its domain went with its virsh."""
-    for folder in FOLDERS:
+    for folder in (*FOLDERS, LOGS):
         for path in glob.glob("{}/{}*".format(folder, PREFIX)):
             try:
                 if time.time() - os.lstat(path).st_mtime > OLD_S:

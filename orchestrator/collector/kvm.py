@@ -9,7 +9,7 @@ import stat
 import time
 from typing import Any, Callable, Dict, Tuple
 
-from . import child, machine_x86
+from . import child, files, machine_x86
 from .contract import Contract
 
 NODE = "/dev/kvm"
@@ -20,6 +20,7 @@ SLOW_NS = 200.0  # per iteration; hardware needs below 1, an interpreter of mach
 
 def look(contract: Contract, depth: str) -> Dict[str, Any]:
     found: Dict[str, Any] = {"node": node(), "open_as": open_as(contract)}
+    found["registered"] = "kvm" in files.text("/proc/misc").split()
     found["api_version"] = api_version() if not found["node"]["errno"] else None
     found["execution"], found["speed"] = proof(depth, found["node"]["exists"])
     return found
@@ -129,7 +130,7 @@ def speed() -> Dict[str, Any]:
 def open_as(contract: Contract) -> Dict[str, Any]:
     """Open the node as the user that QEMU runs as, with the groups that libvirt gives it."""
     wanted = contract.text("qemu.user")
-    users = [wanted] if wanted else [user for user in USERS if _exists(user)]
+    users = [wanted] if wanted else [user for user in USERS if _exists(pwd.getpwnam, user)]
     if not users:
         return {"tried": False}
     try:
@@ -137,24 +138,27 @@ def open_as(contract: Contract) -> Dict[str, Any]:
     except KeyError:
         return {"user": users[0], "errno": "no such user", "tried": False}
 
+    group = contract.text("qemu.group")
+    gid = grp.getgrnam(group).gr_gid if _exists(grp.getgrnam, group) else user.pw_gid
+
     def attempt_as(_report: child.Report) -> Dict[str, Any]:
-        os.setgroups(os.getgrouplist(user.pw_name, user.pw_gid))
-        os.setgid(user.pw_gid)
+        os.setgroups(os.getgrouplist(user.pw_name, gid))
+        os.setgid(gid)
         os.setuid(user.pw_uid)
         return {"errno": attempt()}
 
     answer, _, death = child.ask(attempt_as, 3.0)
     return {
         "user": user.pw_name,
-        "group": _named(grp.getgrgid, user.pw_gid),
+        "group": _named(grp.getgrgid, gid),
         "errno": answer.get("errno", death),
         "tried": bool(answer),
     }
 
 
-def _exists(user: str) -> bool:
+def _exists(lookup: Callable[[str], Any], name: str) -> bool:
     try:
-        pwd.getpwnam(user)
+        lookup(name)
     except KeyError:
         return False
     return True

@@ -85,12 +85,12 @@ def domain_types(capabilities: str) -> List[str]:
     )
 
 
-def settings(wished: Dict[str, Any]) -> Dict[str, Dict[str, str]]:
+def settings(wished: Dict[str, Any], folder: str = FOLDER) -> Dict[str, Dict[str, str]]:
     """Values of the keys that the contract names, and of no others: these files may hold passwords."""
     found = {}
     for name, keys in wished.items():
-        path = os.path.normpath(os.path.join(FOLDER, name))
-        if path.startswith(FOLDER) and isinstance(keys, dict):
+        path = os.path.normpath(os.path.join(folder, name))
+        if path.startswith(folder) and isinstance(keys, dict):
             values = parse(files.text(path, 1 << 20))
             found[name] = {key: values[key] for key in keys if key in values and not SECRET.search(key)}
     return found

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Tuple
 
 from . import contract as contracts
 from . import guest, inventory, kernel, kvm, libvirt, qemu, system
@@ -13,42 +13,56 @@ SCHEMA = 1
 BEGIN, END = "---- kvmfleet evidence ----", "---- end of kvmfleet evidence ----"
 
 
-def collect(depth: str, timeout_s: float) -> Dict[str, Any]:
-    """The whole document. A section that fails or is late is missing, and named in `errors`."""
-    begun, deadline = time.monotonic(), Deadline(timeout_s)
-    found: Dict[str, Any] = {"schema": SCHEMA, "collected_at_s": time.time()}
-    errors: Dict[str, str] = {}
+Found = Dict[str, Any]
+Section = Tuple[str, float, Callable[[Found], Any]]
 
-    def fill(section: str, seconds: float, look: Callable[[], Any]) -> None:
+
+def sections(depth: str, deadline: Deadline) -> List[Section]:
+    """Name, seconds, and what fills it from what was found before."""
+
+    def contract(found: Found) -> contracts.Contract:
+        return contracts.parsed(found.get("contract", {"text": ""}))
+
+    return [
+        ("contract", 3, lambda found: contracts.look()),
+        ("system", 10, lambda found: system.look()),
+        ("cpu", 3, lambda found: system.cpu()),
+        ("kernel", 5, lambda found: kernel.look(contract(found), found.get("system", {}).get("container", ""))),
+        ("kvm", 15, lambda found: kvm.look(contract(found), depth)),
+        ("qemu", 20, lambda found: qemu.look(contract(found))),
+        ("libvirt", 40, lambda found: libvirt.look(contract(found))),
+        ("packages", 20, lambda found: inventory.packages(contract(found))),
+        ("files", 20, lambda found: inventory.states(contract(found))),
+        ("members", 10, lambda found: inventory.members(contract(found))),
+        ("guest", 200, lambda found: guest.look(contract(found), depth, found, deadline)),
+    ]
+
+
+def gather(wanted: Iterable[Section], deadline: Deadline) -> Found:
+    """The sections. One that fails or is late is missing, and named in `errors`."""
+    found: Found = {}
+    errors: Dict[str, str] = {}
+    for name, seconds, look in wanted:
         seconds = min(seconds, deadline.left_s())
         if seconds <= 0:
-            errors[section] = "not begun, the {:g} s for everything were over".format(timeout_s)
-            return
+            errors[name] = "not begun, the time for everything was over"
+            continue
         try:
             with within(seconds):
-                found[section] = look()
+                found[name] = look(found)
         except Expired:
-            errors[section] = "not done after {:.0f} s".format(seconds)
+            errors[name] = "not done after {:.0f} s".format(seconds)
         except Exception as error:  # whatever it is, the other sections still answer
-            errors[section] = "{}: {}".format(type(error).__name__, error)
+            errors[name] = "{}: {}".format(type(error).__name__, error)
+    return dict(found, errors=errors)
 
-    fill("contract", 3, contracts.look)
-    contract = contracts.parsed(found.get("contract", {"text": ""}))
-    sections: Tuple[Tuple[str, float, Callable[[], Any]], ...] = (
-        ("system", 10, system.look),
-        ("cpu", 3, system.cpu),
-        ("kernel", 5, lambda: kernel.look(contract, found.get("system", {}).get("container", ""))),
-        ("kvm", 15, lambda: kvm.look(contract, depth)),
-        ("qemu", 20, lambda: qemu.look(contract)),
-        ("libvirt", 40, lambda: libvirt.look(contract)),
-        ("packages", 20, lambda: inventory.packages(contract)),
-        ("files", 20, lambda: inventory.states(contract)),
-        ("members", 10, lambda: inventory.members(contract)),
-        ("guest", timeout_s, lambda: guest.look(contract, depth, found, deadline)),
-    )
-    for section, seconds, look in sections:
-        fill(section, seconds, look)
-    return dict(found, errors=errors, duration_ms=(time.monotonic() - begun) * 1000)
+
+def collect(depth: str, timeout_s: float) -> Found:
+    """The whole document."""
+    begun, deadline = time.monotonic(), Deadline(timeout_s)
+    head = {"schema": SCHEMA, "collected_at_s": time.time()}
+    found = gather(sections(depth, deadline), deadline)
+    return dict(head, duration_ms=(time.monotonic() - begun) * 1000, **found)
 
 
 def main(depth: str, timeout_s: float, shape: Any) -> int:

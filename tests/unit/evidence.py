@@ -1,0 +1,51 @@
+"""Evidence for tests: a host with nothing wrong, and the few lines in which each case differs from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orchestrator.judge import judge, read_contract
+from orchestrator.model import Contract, Evidence, Judgement, Profile
+
+FOLDER = Path(__file__).parents[1] / "evidence"
+
+
+class Case(msgspec.Struct, frozen=True):
+    """A file below tests/evidence/CHECK/. Its name begins with the status that the check must find."""
+
+    why: str
+    summary: str  # must be part of the finding's summary
+    fix: str = ""  # must be part of its fix
+    profile: Profile = "production"
+    evidence: dict[str, Any] = {}  # JSON merge patches (RFC 7396) of base.json
+    contract: dict[str, Any] = {}
+
+
+def merged(target: Any, patch: Any) -> Any:
+    """RFC 7396: null removes, objects merge, everything else replaces."""
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(target) if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None and key != "api_version":  # the one field for which null means something
+            result.pop(key, None)
+        else:
+            result[key] = merged(result.get(key), value)
+    return result
+
+
+def host(evidence: Any = None, contract: Any = None) -> Evidence:
+    """The base host, changed by two patches. Its contract is the text that the host carries, as in life."""
+    base = json.loads((FOLDER / "base.json").read_text("utf-8"))
+    text = json.dumps(merged(base["contract"], contract or {}))
+    document = merged({"contract": {"text": text, "error": ""}, **base["evidence"]}, evidence or {})
+    return msgspec.convert(document, Evidence)
+
+
+def judged(evidence: Evidence, profile: Profile = "production") -> Judgement:
+    contract: Contract | None = read_contract(evidence)
+    return judge(evidence, contract, profile)
