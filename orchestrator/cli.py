@@ -243,7 +243,13 @@ def lab() -> None:
 @lab_argument
 @click.option("--os", "systems", multiple=True, metavar="SYSTEM", help="debian-12 or debian-13; may be repeated.")
 @click.option("--hosts", type=int, metavar="N", help="How many hosts. Default: one of each system.")
-@click.option("--provider", type=click.Choice(["container"]), default="container", show_default=True)
+@click.option(
+    "--provider",
+    type=click.Choice(["container"]),
+    default="container",
+    show_default=True,
+    help="What the hosts are: systemd-nspawn containers, which need root and share this machine's kernel.",
+)
 @click.option("--bare", is_flag=True, help="Stop when the hosts run; do not provision them.")
 @boot_option
 @report_options

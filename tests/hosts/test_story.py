@@ -4,11 +4,8 @@ The tests of this file tell one story in order, on one lab; each is the next par
 """
 
 import json
-import os
 import re
-import subprocess
 import xml.etree.ElementTree as ET
-from pathlib import Path
 
 import pytest
 
@@ -123,9 +120,11 @@ def test_check_mode_is_clean_on_converged_hosts(kvmfleet, inventory):
     assert not re.search(r"changed [1-9]", done.stderr), done.stderr
 
 
-def test_plain_ansible_playbook_takes_the_inventory_and_changes_nothing(inventory, ansible):
-    done = ansible("ansible-playbook", "-i", inventory, "playbooks/provision.yml")
-    assert done.returncode == 0, done.stdout
+def test_plain_ansible_playbook_takes_the_inventory_and_changes_nothing_the_second_time(inventory, ansible):
+    """The first time it rewrites the contract: without the orchestrator nobody knows the digest of the intent."""
+    for _ in range(2):
+        done = ansible("ansible-playbook", "-i", inventory, "playbooks/provision.yml")
+        assert done.returncode == 0, done.stdout
     assert len(re.findall(r"changed=0 .*failed=0", done.stdout)) == len(HOSTS), done.stdout
 
 
@@ -154,7 +153,6 @@ def test_three_broken_things_are_each_named_and_provision_heals_what_is_its_own(
 
 
 def test_a_dead_host_is_unreachable_and_the_other_is_still_judged(validate, kvmfleet, on):
-    subprocess.run(["true"], check=True)
     on(HOSTS[1], "systemctl poweroff --no-block")
     code, hosts = validate("--boot", "proof", "-T", "5")
     assert code == 1

@@ -1,0 +1,212 @@
+"""The command line as a user types it: exit codes, messages, and what goes to which stream."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from orchestrator import cli as module
+from orchestrator.cli import cli, main
+from orchestrator.errors import Interrupted, KvmfleetError
+from orchestrator.model import Collected, Finding, HostConverged, HostResult, Judgement
+from orchestrator.rollout import Run
+
+COMMAND = [sys.executable, "-P", "-m", "orchestrator"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs main() in this process; gives the exit code and what it wrote to stdout and stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["kvmfleet", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        written = capsys.readouterr()
+        return end.value.code or 0, written.out, written.err
+
+    before = signal.getsignal(signal.SIGTERM)
+    yield call
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def state(monkeypatch, tmp_path):
+    """A state folder of our own."""
+    monkeypatch.setenv("KVMFLEET_STATE_DIR", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nonsense"], "No such command 'nonsense'"),
+        (["validate", "--nonsense"], "No such option"),
+        (["provision", "-f", "0"], "0 is not in the range"),
+        (["validate", "--boot", "moon"], "'moon' is not one of"),
+        (["explain", "kvm.exce"], "Did you mean kvm.exec"),
+        (["completion", "tcsh"], "'tcsh' is not one of"),
+        (["lab", "ssh"], "Missing argument 'HOST'"),
+    ],
+)
+def test_a_mistake_on_the_command_line_exits_1_and_says_what_it_was(run, arguments, says):
+    code, out, err = run(*arguments)
+    assert (code, out) == (1, "")
+    assert says in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("inventory", ["missing.yml", "/proc/self/mem/x"])
+def test_an_inventory_that_is_not_there_exits_1(run, state, inventory):
+    code, out, err = run("validate", "-i", inventory)
+    assert (code, out) == (1, "")
+    assert inventory in err
+
+
+def test_a_lab_that_is_not_there_exits_1_with_what_to_do(run, state):
+    for arguments in (["lab", "status"], ["lab", "down", "lab", "--dry-run"], ["lab", "ssh", "lab-1"]):
+        code, _, err = run(*arguments)
+        assert code == 1
+        assert "no lab" in err.lower()
+
+
+def test_lab_down_does_not_go_on_without_a_yes(run, state):
+    code, _, err = run("lab", "down")
+    assert code == 1
+    assert "--yes" in err
+
+
+def test_every_command_and_option_says_what_it_does():
+    def walk(command, path):
+        assert command.get_short_help_str(), path
+        for parameter in command.params:
+            if parameter.param_type_name == "option":
+                assert parameter.help, f"{path} {parameter.name}"
+        for name, below in getattr(command, "commands", {}).items():
+            walk(below, f"{path} {name}")
+
+    walk(cli, "kvmfleet")
+
+
+def test_explain_lists_every_check_and_tells_about_one(run):
+    from orchestrator.checks.catalogue import catalogue
+
+    code, out, _ = run("explain")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == [check.id for check in catalogue()]
+    code, out, _ = run("explain", "kvm.exec")
+    assert code == 0
+    assert "proves" in out
+
+
+@pytest.mark.parametrize(("shell", "word"), [("bash", "complete -o"), ("zsh", "#compdef"), ("fish", "complete --")])
+def test_completion_prints_a_script_for_each_shell(run, shell, word):
+    code, out, _ = run("completion", shell)
+    assert code == 0
+    assert word in out
+
+
+def test_completion_offers_checks():
+    environment = os.environ | {
+        "_KVMFLEET_COMPLETE": "bash_complete",
+        "COMP_WORDS": "kvmfleet explain kvm.e",
+        "COMP_CWORD": "2",
+    }
+    done = subprocess.run(COMMAND, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["plain,kvm.exec"]
+
+
+RESULT = HostResult("hv1", Judgement("proven", (Finding("kvm.exec", "pass", "works"),)), Collected("hv1", "ssh"))
+
+
+@pytest.fixture
+def finish(capsys):
+    """Lets the output of a command finish a run; gives exit code, stdout and stderr."""
+
+    def call(run_, *, as_json=False, junit=None, pretended=False):
+        output = module._Output("validate", as_json, junit, False, False)
+        with pytest.raises(SystemExit) as end:
+            (output.finish_pretended if pretended else output.finish)(run_)
+        written = capsys.readouterr()
+        return end.value.code, written.out, written.err
+
+    return call
+
+
+def test_json_goes_to_stdout_alone_and_a_note_to_stderr(finish):
+    code, out, err = finish(
+        Run((RESULT,), notes=(KvmfleetError("history: no space left", hint="Free some."),)), as_json=True
+    )
+    assert json.loads(out)["hosts"][0]["verdict"] == "proven"
+    assert code == 1  # the answer is there, its record is not
+    assert "history: no space left" in err
+
+
+def test_a_junit_file_that_cannot_be_written_loses_no_report(finish, tmp_path):
+    code, out, err = finish(Run((RESULT,)), junit=str(tmp_path / "no" / "report.xml"))
+    assert code == 1
+    assert "hv1" in out
+    assert "No such file" in err
+
+
+def test_junit_is_written_beside_the_table(finish, tmp_path):
+    code, _, _ = finish(Run((RESULT,)), junit=str(tmp_path / "report.xml"))
+    assert code == 0
+    assert "hv1" in (tmp_path / "report.xml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "code"), [(("ok", "ok"), 0), (("ok", "failed"), 2), (("failed", "unreachable"), 1), ((), 1)]
+)
+def test_check_mode_exits_by_whether_every_host_could_be_gone_through(finish, outcomes, code):
+    converged = tuple(HostConverged(f"hv{i}", outcome) for i, outcome in enumerate(outcomes))
+    assert finish(Run((), converged), pretended=True)[0] == code
+    assert finish(Run((), converged), pretended=True, as_json=True)[0] == code
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt(), Interrupted("interrupted while converging")])
+def test_an_interruption_exits_130(run, monkeypatch, interruption):
+    def stop(**_):
+        raise interruption
+
+    monkeypatch.setattr(cli.commands["doctor"], "callback", stop)
+    code, _, err = run("doctor")
+    assert code == 130
+    assert "interrupted" in err
+
+
+def test_a_reader_that_goes_away_leaves_no_traceback():
+    done = subprocess.run(
+        ["sh", "-c", '"$@" | true', "sh", *COMMAND, "explain"], capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+
+
+def test_passwords_are_asked_for_at_the_terminal_and_never_shown():
+    """-k and -K need a terminal; what is typed there is not echoed."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [*COMMAND, "validate", "-i", "missing.yml", "-k", "-K"])
+    shown = b""
+    for answer in (b"first-secret\n", b"\n"):
+        while not shown.endswith(b": "):
+            shown += os.read(terminal, 1024)
+        time.sleep(0.1)  # getpass turns echo off right after its prompt
+        os.write(terminal, answer)
+        shown += os.read(terminal, 1024)
+    try:
+        while chunk := os.read(terminal, 1024):
+            shown += chunk
+    except OSError:  # the end of a pseudo terminal
+        pass
+    _, status = os.waitpid(pid, 0)
+    os.close(terminal)
+    assert b"SSH password" in shown
+    assert b"BECOME password[defaults to SSH password]" in shown
+    assert b"first-secret" not in shown
+    assert os.waitstatus_to_exitcode(status) == 1
