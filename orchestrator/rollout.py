@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, Self, get_args
 
 import msgspec
 
@@ -15,6 +14,7 @@ from orchestrator.errors import KvmfleetError, StoreError
 from orchestrator.inventory import AnsibleOptions, Fleet, Host, Secrets
 from orchestrator.judge import judge, read_contract, silence
 from orchestrator.model import Collected, Contract, Depth, Finding, HostConverged, HostResult, Judgement, Profile
+from orchestrator.store import Store
 
 __all__ = ["Edges", "Event", "Run", "provision", "validate"]
 
@@ -30,7 +30,7 @@ Command = Literal["provision", "validate"]
 class Run(msgspec.Struct, frozen=True):
     """What a run learned. `notes` are problems that cost no answer, such as a history that could not be written.
 
-    In check mode nothing was proven: `results` holds only the hosts on which the pretended run failed.
+    Check mode proves nothing: there, `converged` tells what would have happened and `results` is empty.
     """
 
     results: tuple[HostResult, ...]
@@ -38,16 +38,12 @@ class Run(msgspec.Struct, frozen=True):
     notes: tuple[KvmfleetError, ...] = ()
 
 
-def _forget(command: Command, results: Sequence[HostResult], intents: Mapping[str, str], started_s: float) -> None:
-    """No history yet."""
-
-
 class Edges(NamedTuple):
     """Where a run touches the world; tests put something else there."""
 
     converge: Callable[..., tuple[HostConverged, ...]] = converge
     collect: Callable[..., tuple[Collected, ...]] = collect
-    record: Callable[[Command, Sequence[HostResult], Mapping[str, str], float], None] = _forget
+    store: Callable[[], Store] = Store
 
 
 EDGES = Edges()
@@ -69,16 +65,15 @@ def provision(
         ConvergeError: Ansible could not run the playbook at all.
         Interrupted, KeyboardInterrupt: nothing of the run is left on the controller.
     """
-    started_s, tell = time.time(), on_event or _nothing
+    tell = on_event or _nothing
     with lock.hold(fleet, "provision"):
         intents = intent.digests(fleet)
-        converged = edges.converge(PLAYBOOK, fleet, options, secrets=secrets, intents=intents, on_event=tell)
-        for host in converged:
-            tell(host)
         if options.check:
-            return Run(results=tuple(_pretended(host) for host in converged if host.failure), converged=converged)
-        results = _prove(fleet, options, secrets, depth, tell, edges, {host.host: host for host in converged})
-        return Run(results, converged, _record("provision", results, intents, started_s, edges))
+            return Run((), _play(fleet, options, secrets, intents, tell, edges))
+        with _History(edges.store, "provision") as history:
+            converged = _play(fleet, options, secrets, intents, tell, edges)
+            results = _prove(fleet, options, secrets, depth, tell, edges, {host.host: host for host in converged})
+            return Run(results, converged, history.keep(results))
 
 
 def validate(
@@ -91,9 +86,18 @@ def validate(
     edges: Edges = EDGES,
 ) -> Run:
     """Proves every host as it is. Takes no lock: looking changes nothing, and may go on beside a rollout."""
-    started_s = time.time()
-    results = _prove(fleet, options, secrets, depth, on_event or _nothing, edges, {})
-    return Run(results, (), _record("validate", results, {}, started_s, edges))
+    with _History(edges.store, "validate") as history:
+        results = _prove(fleet, options, secrets, depth, on_event or _nothing, edges, {})
+        return Run(results, (), history.keep(results))
+
+
+def _play(
+    fleet: Fleet, options: AnsibleOptions, secrets: Secrets, intents: Mapping[str, str], tell: Tell, edges: Edges
+) -> tuple[HostConverged, ...]:
+    converged = edges.converge(PLAYBOOK, fleet, options, secrets=secrets, intents=intents, on_event=tell)
+    for host in converged:
+        tell(host)
+    return converged
 
 
 def _prove(
@@ -161,27 +165,40 @@ def _play_finding(converged: HostConverged) -> Finding:
     return Finding(CHECK, "fail", summary, "the playbook finishes", converged.outcome, fix)
 
 
-def _pretended(converged: HostConverged) -> HostResult:
-    finding = _play_finding(converged)
-    gone = converged.outcome == "unreachable"
-    collected = Collected(converged.host, "ansible", problem=finding.summary, hint=finding.fix, unreachable=gone)
-    return HostResult(
-        converged.host,
-        Judgement("unreachable" if gone else "failed", (finding,), finding),
-        collected,
-        converged=converged,
-    )
+class _History:
+    """The record of one run, from its start, so that one that was interrupted is known too.
 
+    What cannot be written becomes a note beside the results, and never takes their place.
+    """
 
-def _record(
-    command: Command, results: Sequence[HostResult], intents: Mapping[str, str], started_s: float, edges: Edges
-) -> tuple[KvmfleetError, ...]:
-    """A history that cannot be written is reported after the results, never instead of them."""
-    try:
-        edges.record(command, results, intents, started_s)
-    except StoreError as e:
-        return (e,)
-    return ()
+    def __init__(self, store: Callable[[], Store], command: Command) -> None:
+        self._store: Store | None = None
+        self._problem: StoreError | None = None
+        try:
+            self._store = store()
+            self._run = self._store.begin(command)
+        except StoreError as e:
+            self._problem = e
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._store:
+            self._store.close()
+
+    def keep(self, results: Sequence[HostResult]) -> tuple[KvmfleetError, ...]:
+        """A host is its own baseline once the playbook finished on it and it was found good."""
+        if self._problem:
+            return (self._problem,)
+        try:
+            for result in results:
+                good = result.judgement.verdict in ("proven", "degraded")
+                self._run.record(result, baseline=good and result.converged is not None)
+            self._run.finish("finished")
+        except StoreError as e:
+            return (e,)
+        return ()
 
 
 def _nothing(_event: Event) -> None:

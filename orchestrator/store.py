@@ -79,7 +79,7 @@ class Run:
                 connection.execute(baselines.delete().where(baselines.c.host == result.host))
                 connection.execute(baselines.insert().values(host=result.host, result_id=result_id))
 
-    def finish(self, outcome: str, exit_status: int) -> None:
+    def finish(self, outcome: str, exit_status: int | None = None) -> None:
         """Nothing more will come. A run of which this is never said counts as interrupted once its process is gone."""
         with history_db.writing(self._engine) as connection:
             values = {"finished_at_s": time.time(), "outcome": outcome, "exit_status": exit_status}
