@@ -1,0 +1,365 @@
+"""Reading the fleet, with the real Ansible; every mistake a user can make is one line with a way out."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator import ansible_cfg, inventory
+from orchestrator.ansible_read import explain
+from orchestrator.errors import InventoryError
+from orchestrator.inventory import AnsibleOptions, Fleet, Host
+
+Write = Callable[..., str]
+THREE = "[kvm_hosts]\nb\na\nc\n"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory and a home of our own, and no setting of whoever runs the tests."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in [name for name in os.environ if name.startswith("ANSIBLE_")]:
+        monkeypatch.delenv(name)
+
+
+def write(text: str, name: str = "hosts.ini", mode: int = 0o644) -> str:
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(mode)
+    return name
+
+
+def load(*sources: str, limit: str = "", **options: object) -> Fleet:
+    return inventory.load(AnsibleOptions(inventory=sources, limit=limit, **options))  # type: ignore[arg-type]
+
+
+def names(*sources: str, limit: str = "") -> list[str]:
+    return [host.name for host in load(*sources, limit=limit).hosts]
+
+
+def host(text: str, **options: object) -> Host:
+    return load(write(f"[kvm_hosts]\nh1 {text}\n"), **options).hosts[0]
+
+
+def refusal(*sources: str, limit: str = "", **options: object) -> InventoryError:
+    with pytest.raises(InventoryError) as caught:
+        load(*sources, limit=limit, **options)
+    assert caught.value.hint
+    assert "\n" not in caught.value.message
+    return caught.value
+
+
+# -- which hosts ----------------------------------------------------------------------------------------------------
+
+
+def test_hosts_come_in_the_order_of_the_inventory() -> None:
+    assert names(write(THREE)) == ["b", "a", "c"]
+
+
+def test_groups_below_the_group_count_and_each_host_once() -> None:
+    text = "[kvm_hosts]\nz\n[kvm_hosts:children]\neast\nwest\n[east]\nb\na\n[west]\na\nc\n[west:children]\nrack\n[rack]\nr\n"
+    source = write(text)
+    assert names(source) == ["z", "b", "a", "c", "r"]
+    assert names(source, limit="west:!rack") == ["a", "c"]
+
+
+def test_a_group_inside_another_group_is_found() -> None:
+    assert names(write("[site:children]\nkvm_hosts\n[kvm_hosts]\na\n")) == ["a"]
+
+
+def test_hosts_outside_the_group_are_left_alone() -> None:
+    assert names(write("[kvm_hosts]\na\n[others]\nb\n")) == ["a"]
+    assert names(write("[kvm_hosts]\na\n[others]\nb\n"), limit="a:b") == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "left"),
+    [("a", ["a"]), ("a,c", ["a", "c"]), ("all:!a", ["b", "c"]), ("kvm_hosts[0]", ["b"]), ("~[bc]", ["b", "c"])],
+)
+def test_the_limit_is_a_pattern_of_ansible(limit: str, left: list[str]) -> None:
+    assert names(write(THREE), limit=limit) == left
+
+
+def test_the_limit_may_be_a_retry_file() -> None:
+    write("c\nb\n", "provision.retry")
+    assert names(write(THREE), limit="@provision.retry") == ["b", "c"]
+
+
+def test_several_sources_are_one_fleet() -> None:
+    assert names(write(THREE), "d,", write("[kvm_hosts]\nd\n", "more.ini")) == ["b", "a", "c", "d"]
+
+
+def test_a_folder_is_an_inventory() -> None:
+    write(THREE, "site/one")
+    write("[kvm_hosts]\nd\n", "site/two")
+    assert names("site") == ["b", "a", "c", "d"]
+
+
+def test_a_script_is_an_inventory() -> None:
+    write('#!/bin/sh\necho \'{"kvm_hosts": {"hosts": ["s1"]}, "_meta": {"hostvars": {"s1": {"x": 1}}}}\'\n', "s", 0o755)
+    (only,) = load("s").hosts
+    assert (only.name, only.variables["x"]) == ("s1", 1)
+
+
+def test_ansible_cfg_names_the_inventory_where_the_user_does_not() -> None:
+    write(THREE)
+    write("[defaults]\ninventory = hosts.ini\n", "ansible.cfg")
+    assert names() == ["b", "a", "c"]
+
+
+# -- how to reach them ----------------------------------------------------------------------------------------------
+
+
+def test_a_host_without_variables_is_reached_by_its_name() -> None:
+    plain = host("")
+    assert (plain.address, plain.connection, plain.port, plain.user, plain.templated) == ("h1", "ssh", None, "", ())
+
+
+def test_variables_win_over_options_and_options_over_ansible_cfg() -> None:
+    write("[defaults]\nremote_user = cfg\nprivate_key_file = /cfg\n", "ansible.cfg")
+    assert host("").user == "cfg"
+    assert host("", user="option").user == "option"
+    said = host("ansible_user=variable ansible_ssh_private_key_file=/variable", user="option", private_key="/option")
+    assert (said.user, said.private_key) == ("variable", "/variable")
+
+
+def test_extra_variables_win_over_all() -> None:
+    said = host("ansible_port=23 x=inventory", extra_vars=("ansible_port=24", '{"x": "extra"}'))
+    assert (said.port, said.variables["x"]) == (24, "extra")
+
+
+def test_an_option_of_ssh_from_anywhere_is_passed_on() -> None:
+    write("[ssh_connection]\nssh_args = -o A=1\n", "ansible.cfg")
+    assert host("ansible_ssh_common_args='-o B=2' ansible_ssh_extra_args='-o C=3'").ssh_args == "-o A=1 -o B=2 -o C=3"
+
+
+def test_host_keys_are_checked_unless_somebody_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert host("").host_key_checking is True
+    assert host("ansible_ssh_host_key_checking=false").host_key_checking is False
+    monkeypatch.setenv("ANSIBLE_HOST_KEY_CHECKING", "False")
+    assert host("").host_key_checking is False
+    assert host("ansible_host_key_checking=true").host_key_checking is True
+
+
+def test_names_of_connections_are_told_apart_by_what_they_are() -> None:
+    assert host("ansible_connection=ansible.builtin.local").connection == "local"
+    assert host("ansible_connection=smart").connection == "ssh"
+    assert host("ansible_connection=community.general.lxd").connection == "community.general.lxd"
+
+
+def test_jinja_in_the_way_to_a_host_is_marked_and_not_guessed() -> None:
+    said = host("ansible_host='{{ nowhere }}' ansible_port='{{ p }}' motd='{{ x }}'")
+    assert said.templated == ("ansible_host", "ansible_port")
+    assert said.port is None
+
+
+def test_a_variable_encrypted_in_place_is_marked() -> None:
+    text = "kvm_hosts: {hosts: {h1: {ansible_password: !vault '$ANSIBLE_VAULT;1.1;AES256'}}}\n"
+    assert load(write(text, "h.yml")).hosts[0].templated == ("ansible_password",)
+
+
+def test_a_value_marked_unsafe_is_taken_as_it_is() -> None:
+    said = load(write("kvm_hosts: {hosts: {h1: {ansible_user: !unsafe 'a{{b'}}}\n", "h.yml")).hosts[0]
+    assert (said.user, said.templated) == ("a{{b", ())
+
+
+def test_group_vars_beside_the_inventory_and_vault_work() -> None:
+    write("pw\n", "password")
+    write("secret: hidden\n", "group_vars/kvm_hosts.yml")
+    vault("group_vars/kvm_hosts.yml", "password")
+    said = host("", vault_password_files=("password",))
+    assert said.variables["secret"] == "hidden"
+    assert "hidden" not in repr(said)
+    assert host("", vault_ids=("site@password",)).variables["secret"] == "hidden"
+
+
+def vault(file: str, password: str) -> None:
+    program = str(Path(sys.executable).parent / "ansible-vault")
+    subprocess.run([program, "encrypt", "--vault-password-file", password, file], check=True, capture_output=True)
+
+
+def test_group_vars_of_the_working_directory_do_not_count_as_a_playbooks() -> None:
+    write("stray: true\n", "group_vars/kvm_hosts.yml")
+    assert "stray" not in load(write(THREE, "site/hosts.ini")).hosts[0].variables
+
+
+def test_what_ansible_cfg_says_about_paths_reaches_the_run() -> None:
+    write("[defaults]\nroles_path = mine\nforks = 7\n[ssh_connection]\npipelining = false\n", "ansible.cfg")
+    settings = load(write(THREE)).settings
+    assert settings.roles_path == (str(Path("mine").absolute()),)
+    assert (settings.forks, settings.pipelining) == (7, False)
+
+
+def test_ansible_config_is_not_asked_where_there_is_nothing_to_learn() -> None:
+    assert ansible_cfg.questions() == {}
+    write("[defaults]\n", "ansible.cfg")
+    assert ansible_cfg.questions().keys() == {"base", "ssh"}
+
+
+# -- mistakes -------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_source_is_named() -> None:
+    assert refusal("nowhere.yml").message == "inventory nowhere.yml: no such file or folder"
+
+
+def test_one_missing_source_of_two_is_no_smaller_fleet() -> None:
+    assert "nowhere.yml" in refusal(write(THREE), "nowhere.yml").message
+
+
+def test_an_unreadable_source_says_why() -> None:
+    write(THREE, "closed/hosts.ini")
+    folder = Path("closed")
+    folder.chmod(0)
+    if os.access(folder, os.X_OK):  # root passes every mode: a loop of links stops even root
+        folder.chmod(0o755)
+        Path("closed/hosts.ini").unlink()
+        Path("closed/hosts.ini").symlink_to("hosts.ini")
+    assert "Permission denied" in (why := refusal("closed/hosts.ini").message) or "symbolic links" in why
+    folder.chmod(0o755)
+
+
+def test_an_empty_source_is_named() -> None:
+    assert refusal(write("")).message == "inventory hosts.ini: is empty"
+
+
+def test_an_empty_folder_is_named() -> None:
+    Path("site").mkdir()
+    assert refusal("site").message == "inventory site: is empty"
+
+
+def test_a_folder_with_nothing_that_is_an_inventory_is_named() -> None:
+    write("hello", "site/readme.txt~")
+    assert "/site: " in refusal("site").message
+
+
+def test_a_yaml_error_is_shown_with_its_line() -> None:
+    message = refusal(write("kvm_hosts:\n  hosts:\n    a:\n      x: 1\n     y: 2\n", "h.yml")).message
+    assert "h.yml:5:" in message
+    assert "did not find expected" in message
+    assert "y: 2" in message
+
+
+def test_an_ini_error_says_what_is_wrong_and_where() -> None:
+    message = refusal(write("[kvm_hosts:offspring]\na\n")).message
+    assert "hosts.ini" in message
+    assert "[kvm_hosts:offspring] has unknown type: offspring" in message
+
+
+def test_one_bad_source_of_two_is_no_smaller_fleet() -> None:
+    assert "bad.ini" in refusal(write(THREE), write("[kvm_hosts:offspring]\n", "bad.ini")).message
+
+
+def test_a_failing_script_is_quoted() -> None:
+    message = refusal(write("#!/bin/sh\necho the cloud is down >&2\nexit 3\n", "s.sh", 0o755)).message
+    assert "non-zero return code 3" in message.replace("exit code", "return code")
+    assert "the cloud is down" in message
+
+
+def test_a_script_that_prints_no_json_is_named() -> None:
+    assert "JSON" in refusal(write("#!/bin/sh\necho '{nope'\n", "s.sh", 0o755)).message
+
+
+def test_a_script_that_prints_terminal_escapes_cannot_use_them() -> None:
+    assert refusal(write("#!/bin/sh\nprintf '\\033[2Jx' >&2\nexit 3\n", "s.sh", 0o755)).message.isprintable()
+
+
+def test_a_missing_group_is_named_beside_those_that_there_are() -> None:
+    error = refusal(write("[web]\na\n[db]\nb\n"))
+    assert error.message == "inventory: there is no group kvm_hosts (groups: db, web)"
+
+
+def test_a_list_of_hosts_alone_has_no_group() -> None:
+    assert "no group kvm_hosts" in refusal("a,b").message
+
+
+def test_a_group_without_hosts_is_told_from_a_missing_one() -> None:
+    assert "kvm_hosts has no hosts" in refusal(write("[kvm_hosts]\n[web]\na\n")).message
+
+
+def test_no_inventory_at_all_asks_for_one() -> None:
+    assert "-i" in refusal().hint
+
+
+@pytest.mark.parametrize("limit", ["nope", "!all", "a:&c", "web"])
+def test_a_limit_that_leaves_nobody_is_an_error(limit: str) -> None:
+    error = refusal(write(THREE + "[web]\nd\n"), limit=limit)
+    assert error.message == f"inventory: the limit {limit} leaves no host of the group kvm_hosts"
+
+
+def test_a_limit_that_cannot_be_read_is_an_error() -> None:
+    assert "~(" in refusal(write(THREE), limit="~(").message
+    assert "missing.retry" in refusal(write(THREE), limit="@missing.retry").message
+
+
+def test_a_missing_vault_password_asks_for_one() -> None:
+    write("pw\n", "password")
+    vault(write("x: 1\n", "group_vars/all.yml"), "password")
+    error = refusal(write(THREE))
+    assert "no vault secrets found" in error.message
+    assert "--vault-password-file" in error.hint
+
+
+def test_a_wrong_vault_password_is_told_from_a_missing_one() -> None:
+    write("pw\n", "password")
+    write("other\n", "wrong")
+    vault(write("x: 1\n", "group_vars/all.yml"), "password")
+    assert "is not the one" in refusal(write(THREE), vault_password_files=("wrong",)).hint
+
+
+def test_a_vault_password_file_must_be_there() -> None:
+    message = refusal(write(THREE), vault_password_files=("nowhere",)).message
+    assert message == "vault password nowhere: no such file or folder"
+    assert "nowhere" in refusal(write(THREE), vault_ids=("site@nowhere",)).message
+
+
+def test_a_vault_password_cannot_be_prompted_for() -> None:
+    assert "only once" in refusal(write(THREE), vault_ids=("site@prompt",)).message
+
+
+def test_a_pipe_cannot_be_read_twice() -> None:
+    os.mkfifo("pipe")
+    assert "only once" in refusal(write(THREE), vault_password_files=("pipe",)).message
+
+
+def test_extra_variables_that_cannot_be_read_are_named() -> None:
+    assert "nowhere.yml: no such file" in refusal(write(THREE), extra_vars=("@nowhere.yml",)).message
+    assert "bad.yml:2" in refusal(write(THREE), extra_vars=("@" + write("a: [\n", "bad.yml"),)).message
+    assert "key=value" in refusal(write(THREE), extra_vars=("{bad",)).hint
+
+
+@pytest.mark.parametrize("name", ["a b", "$(id)", "../../etc", "-rf", "x/y", "*", "a;b"])
+def test_a_name_that_is_more_than_a_name_is_refused(name: str) -> None:
+    text = f'{{"kvm_hosts": {{"hosts": ["{name}"]}}}}'
+    assert "cannot be the name of a host" in refusal(write(f"#!/bin/sh\necho '{text}'\n", "s", 0o755)).message
+
+
+@pytest.mark.parametrize("name", ["fe80::1", "10.0.0.1", "hv-1.example.org", "hv_1"])
+def test_ordinary_names_and_addresses_are_taken(name: str) -> None:
+    assert names(write(f"kvm_hosts: {{hosts: {{'{name}': {{}}}}}}\n", "h.yml")) == [name]
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "ssh"])
+def test_a_port_that_is_none_is_refused(port: str) -> None:
+    assert refusal(write(f"[kvm_hosts]\nh1 ansible_port={port}\n")).message == f"h1: ansible_port is '{port}'"
+
+
+def test_a_hanging_script_is_ended_and_named() -> None:
+    write("#!/bin/sh\nsleep 93.75\n", "s", 0o755)
+    with pytest.raises(InventoryError, match="within 2 s"):
+        inventory.load(AnsibleOptions(inventory=("s",)), timeout_s=2)
+    time.sleep(0.1)
+    commands = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if p.exists()]
+    assert b"sleep\x0093.75\x00" not in commands
+
+
+def test_what_ansible_says_without_a_pattern_is_still_said() -> None:
+    assert explain("[ERROR]: Something new happened\n") == ("Something new happened", "")
