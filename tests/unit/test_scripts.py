@@ -1,0 +1,130 @@
+"""scripts/test and .ci/run with stand-ins for the tools: what they run, leave out, and end with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# The tools as scripts/test calls them. `python` answers for the list of missing packages, `id` for who we are.
+TOOLS = {
+    "pytest": 'echo "pytest $*"; test "${FAILS:-}" != "$1"',
+    "python": 'case "$3" in *install*) echo installed >&2; : > "$HERE/installed" ;; esac\n'
+    'test -f "$HERE/installed" || echo "${MISSING:-}"',
+    "id": 'echo "${WHO:-0}"',
+}
+
+
+class Checkout:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("scripts/test", ".ci/run"):
+            (folder / name).parent.mkdir()
+            shutil.copy(ROOT / name, folder / name)
+        self.script("scripts/venv", "exit ${NO_VENV:-0}")
+        self.script("scripts/lint", 'test "${FAILS:-}" != lint')
+        for name, text in TOOLS.items():
+            self.script(f".venv/bin/{name}", text)
+
+    def script(self, name: str, text: str) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+
+    def run(self, name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("KVMFLEET_")}
+        return subprocess.run(
+            [self.folder / name, *arguments],
+            env=inherited | {"HERE": str(self.folder)} | environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path)
+
+
+def parts(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """The lines at the end: one for each part."""
+    return [line for line in done.stdout.splitlines() if line.startswith(("lint: ", "unit: ", "hosts: "))]
+
+
+def test_without_arguments_everything_runs(checkout: Checkout) -> None:
+    done = checkout.run("scripts/test")
+    assert done.returncode == 0
+    assert [line.split(" in ")[0] for line in parts(done)] == ["lint: passed", "unit: passed", "hosts: passed"]
+
+
+def test_a_part_can_be_chosen_and_the_rest_goes_to_pytest(checkout: Checkout) -> None:
+    done = checkout.run("scripts/test", "unit", "--", "-k", "two words")
+    assert "pytest tests/unit --numprocesses" in done.stdout
+    assert "-k two words" in done.stdout
+    assert len(parts(done)) == 1
+
+
+def test_a_part_that_failed_stops_no_other_and_fails_the_whole(checkout: Checkout) -> None:
+    done = checkout.run("scripts/test", FAILS="lint")
+    assert done.returncode == 1
+    assert parts(done)[0].startswith("lint: FAILED")
+    assert parts(done)[1].startswith("unit: passed")
+
+
+def test_an_unknown_part_is_named(checkout: Checkout) -> None:
+    done = checkout.run("scripts/test", "units")
+    assert done.returncode == 1
+    assert "'units' is not a part" in done.stderr
+
+
+def test_without_an_environment_nothing_runs(checkout: Checkout) -> None:
+    done = checkout.run("scripts/test", NO_VENV="1")
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_without_root_the_last_line_says_why_the_hosts_were_left_out(checkout: Checkout) -> None:
+    done = checkout.run("scripts/test", WHO="1000")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1] == "hosts: skipped, this needs root"
+
+
+def test_packages_that_are_missing_are_named_and_not_installed(checkout: Checkout) -> None:
+    done = checkout.run("scripts/test", MISSING="mmdebstrap nftables")
+    assert done.returncode == 0
+    assert "packages are missing: mmdebstrap nftables" in done.stdout.splitlines()[-1]
+    assert not (checkout.folder / "installed").exists()
+
+
+def test_yes_installs_them(checkout: Checkout) -> None:
+    done = checkout.run("scripts/test", "--yes", MISSING="mmdebstrap nftables")
+    assert (checkout.folder / "installed").exists()
+    assert parts(done)[-1].startswith("hosts: passed")
+
+
+def test_ci_is_green_when_everything_ran(checkout: Checkout) -> None:
+    assert checkout.run(".ci/run").returncode == 0
+
+
+@pytest.mark.parametrize("fails", ["lint", "tests/unit", "tests/hosts"])
+def test_ci_is_red_when_a_part_failed(checkout: Checkout, fails: str) -> None:
+    assert checkout.run(".ci/run", FAILS=fails).returncode != 0
+
+
+def test_ci_is_red_when_a_part_was_left_out(checkout: Checkout) -> None:
+    done = checkout.run(".ci/run", WHO="1000")
+    assert done.returncode != 0
+    assert "the part 'hosts' did not run" in done.stderr
+
+
+@pytest.mark.parametrize(("summary", "code"), [("9 passed, 1 skipped in 5s", 1), ("10 passed in 5s", 0)])
+def test_ci_is_red_when_one_test_on_real_hosts_was_skipped(checkout: Checkout, summary: str, code: int) -> None:
+    checkout.script(".venv/bin/pytest", f'echo "===== {summary} ====="')
+    assert checkout.run(".ci/run").returncode == code
