@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Sequence
 
 from orchestrator.errors import LabError
 
-__all__ = ["BOUND", "last_lines", "printable", "run"]
+__all__ = ["BOUND", "ESCAPE", "last_lines", "printable", "run"]
 
 BOUND = ("setpriv", "--pdeathsig", "KILL", "--")
 """Prefix of every command: it dies with us, also when we are killed, so that nothing works on unseen by `down`."""
+
+ESCAPE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+"""A control sequence of a terminal, ECMA-48 section 5.4."""
 
 _LINES_SHOWN = 12
 
@@ -44,9 +48,10 @@ def run(argv: Sequence[str], *, stdin: str | None = None, timeout_s: float = 120
 
 def last_lines(text: str, number: int = _LINES_SHOWN) -> str:
     """The end of an output, safe for a terminal."""
-    return "\n".join(printable(line) for line in text.splitlines()[-number:])
+    lines = [printable(line) for line in text.splitlines() if line.strip()]
+    return "\n".join(lines[-number:])
 
 
 def printable(line: str) -> str:
-    """A line without control characters: what a host wrote must not move the user's cursor."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line.rstrip())
+    """A line without colours and control characters: what a host wrote must not move the user's cursor."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in ESCAPE.sub("", line).rstrip())

@@ -18,7 +18,7 @@ from pathlib import Path
 from orchestrator import paths
 from orchestrator.errors import LabError, LockedError
 from orchestrator.lab import apt, tree
-from orchestrator.lab.command import BOUND, last_lines
+from orchestrator.lab.command import BOUND, ESCAPE, last_lines
 from orchestrator.lab.record import USER
 from orchestrator.lab.spec import SYSTEMS, Progress
 
@@ -121,6 +121,7 @@ def clean() -> None:
             tree.remove(work)
             with contextlib.suppress(OSError):  # it holds an image
                 work.parent.rmdir()
+                work.parent.parent.rmdir()
 
 
 def _bootstrap(suite: str, work: Path, meter: Meter) -> Path:
@@ -216,11 +217,8 @@ def _lines(terminal: int) -> Iterator[str]:
     rest = ""
     while chunk := _read(terminal):
         *lines, rest = re.split(r"[\r\n]+", rest + chunk)
-        yield from (_ESCAPE.sub("", line) for line in lines)
+        yield from (ESCAPE.sub("", line) for line in lines)
     yield rest
-
-
-_ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 def _read(terminal: int) -> str:

@@ -53,6 +53,9 @@ def connect(lab: Lab, progress: Progress) -> None:
     run(["ip", "link", "set", name, "addrgenmode", "none"])
     run(["ip", "address", "replace", f"{lab.gateway}/24", "dev", name])
     run(["ip", "link", "set", name, "up"])
+    for link in _links():
+        if link.startswith(f"vb-{lab.id}-"):  # of a running host whose bridge someone took away
+            run(["ip", "link", "set", link, "master", name, "up"])
     run(["nft", "--file", "-"], stdin=_ruleset(lab))
     _open_firewalls(lab, progress)
     forward(lab.id, (name, *_uplinks()))

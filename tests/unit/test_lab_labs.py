@@ -240,7 +240,7 @@ def test_a_host_that_ends_while_it_starts_is_shown_with_its_console(paper, tmp_p
     paper.start = dies
     with pytest.raises(LabError, match="lab-1 ended while it started") as caught:
         up(hosts=1)
-    assert caught.value.hint == "\\x1b[1mFailed to mount /sys"
+    assert caught.value.hint == "Failed to mount /sys"
 
 
 def test_a_host_that_never_answers_is_shown_with_the_reason(paper, tmp_path, monkeypatch):

@@ -126,4 +126,4 @@ def test_a_command_reads_nothing_from_the_user():
 
 
 def test_escapes_of_a_host_do_not_reach_the_terminal():
-    assert last_lines("fine\n\x1b[31mred\x07\r\n") == "fine\n\\x1b[31mred\\x07"
+    assert last_lines("fine\n\n\x1b[0;31mred\x07\x1b]0;title\r\n") == "fine\nred\\x07\\x1b]0;title"
