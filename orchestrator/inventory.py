@@ -20,7 +20,7 @@ from orchestrator.ansible_read import program, run_together
 from orchestrator.errors import InventoryError
 from orchestrator.text import printable
 
-__all__ = ["GROUP", "AnsibleOptions", "Fleet", "Host", "Secrets", "load"]
+__all__ = ["GROUP", "AnsibleOptions", "Fleet", "Host", "Secrets", "decode", "load"]
 
 GROUP = "kvm_hosts"
 TIMEOUT_S = 120.0
@@ -103,12 +103,21 @@ def load(options: AnsibleOptions, *, timeout_s: float = TIMEOUT_S) -> Fleet:
         **ansible_cfg.questions(),
     }
     answers = dict(zip(asked, run_together(list(asked.values()), timeout_s), strict=True))
-    listing = msgspec.json.decode(answers.pop("inventory"), type=dict[str, dict[str, Any]])
-    settings = ansible_cfg.decode(**answers)
-    names = _members(listing)
+    return decode(answers.pop("inventory"), options, ansible_cfg.decode(**answers))
+
+
+def decode(listing: bytes, options: AnsibleOptions, settings: Settings) -> Fleet:
+    """The fleet in what `ansible-inventory --list` printed. Raises InventoryError."""
+    try:
+        groups = msgspec.json.decode(listing, type=dict[str, dict[str, Any]])
+    except msgspec.DecodeError as e:
+        raise InventoryError(
+            "inventory: what ansible-inventory printed is no JSON", hint="A plugin or script may print to stdout."
+        ) from e
+    names = _members(groups)
     if not names:
-        raise _nobody(options, listing)
-    variables = listing.get("_meta", {}).get("hostvars", {})
+        raise _nobody(options, groups)
+    variables = groups.get("_meta", {}).get("hostvars", {})
     return Fleet(
         hosts=tuple(_host(name, variables.get(name, {}), options, settings) for name in names),
         sources=options.inventory,
@@ -158,23 +167,23 @@ def _inventory_arguments(options: AnsibleOptions) -> list[str]:
     ]
 
 
-def _members(listing: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _members(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The hosts of the group, each once, in Ansible's order: its own, then those of its children, level by level."""
-    groups, seen = [GROUP], {}
-    for group in groups:
-        groups.extend(child for child in listing.get(group, {}).get("children", ()) if child not in groups)
-        seen.update(dict.fromkeys(listing.get(group, {}).get("hosts", ())))
+    names, seen = [GROUP], {}
+    for name in names:
+        names.extend(child for child in groups.get(name, {}).get("children", ()) if child not in names)
+        seen.update(dict.fromkeys(groups.get(name, {}).get("hosts", ())))
     return list(seen)
 
 
-def _nobody(options: AnsibleOptions, listing: Mapping[str, Mapping[str, Any]]) -> InventoryError:
-    named = {child for entry in listing.values() for child in entry.get("children", ())}
+def _nobody(options: AnsibleOptions, groups: Mapping[str, Mapping[str, Any]]) -> InventoryError:
+    named = {child for entry in groups.values() for child in entry.get("children", ())}
     if GROUP not in named and not options.inventory and named <= {"ungrouped"}:
         return InventoryError("inventory: none given", hint="Name one with -i, or in ansible.cfg as `inventory`.")
     if GROUP not in named:
-        groups = ", ".join(printable(g) for g in sorted(named - {"ungrouped"})) or "none"
+        there = ", ".join(printable(g) for g in sorted(named - {"ungrouped"})) or "none"
         return InventoryError(
-            f"inventory: there is no group {GROUP} (groups: {groups})",
+            f"inventory: there is no group {GROUP} (groups: {there})",
             hint=f"Put the hosts that are to run guests into a group {GROUP}.",
         )
     if options.limit:
