@@ -27,7 +27,7 @@ for module in "$@"; do
 done
 
 cpu=$(grep -m1 -ow -e vmx -e svm /proc/cpuinfo | head -n1)
-if (: <>/dev/kvm) 2>/dev/null; then node=true; else node=false; fi
+if [ -c /dev/kvm ] && (: <>/dev/kvm) 2>/dev/null; then node=true; else node=false; fi
 
 no_folder=
 for folder in /etc/modprobe.d /etc/modules-load.d; do

@@ -59,7 +59,9 @@ def services(family: str, *, systemd: bool) -> list[str]:
 
 def units(*, systemd: bool) -> list[str]:
     """Every unit of both families, and every service that can hold a socket of theirs."""
-    found = [name for family in DAEMONS for name in services(family, systemd=systemd) + sockets(family, systemd=systemd)]
+    found = [
+        name for family in DAEMONS for name in services(family, systemd=systemd) + sockets(family, systemd=systemd)
+    ]
     holders = [owner(name) for name in found if name.endswith(".socket")]
     return list(dict.fromkeys(found + holders))
 
@@ -140,10 +142,8 @@ def literal(value: Any) -> str:
         return f'"{value}"'
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return "[ " + ", ".join(literal(item) for item in value) + " ]" if value else "[ ]"
-    raise AnsibleFilterError(
-        f"{value!r} is no value of a libvirt setting: use a whole number, true, false, a string without double quotes"
-        " or a list of such strings."
-    )
+    # The value may be a password, so the message does not hold it.
+    raise AnsibleFilterError("its value must be a whole number, true, false, a string without \", or a list of strings.")
 
 
 def literals(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -153,6 +153,8 @@ def literals(settings: Mapping[str, Any]) -> dict[str, str]:
 
 def wrong_settings(settings: Mapping[str, Any], *, systemd: bool) -> list[str]:
     """What is wrong with settings, one sentence each."""
+    if not isinstance(settings, Mapping):
+        return ["it must be a table, key: value."]
     problems = []
     for key, value in settings.items():
         if not isinstance(key, str) or not (key.isascii() and key.isidentifier()):
