@@ -72,14 +72,13 @@ def _executed(evidence: Evidence) -> bool:
 
 def _cause(verdict: Verdict, findings: list[Finding]) -> Finding | None:
     """The first finding, up the chain, that made the verdict what it is."""
-    order = {"failed": ("fail",), "unknown": ("error", "warn"), "degraded": ("warn",)}.get(verdict, ())
-    for status in order:
-        for finding in findings:
-            if finding.status == status:
-                return finding
-    if verdict == "unknown":
-        return next(finding for finding in findings if finding.check == "kvm.exec")
-    return None
+    by_check = {finding.check: finding for finding in findings}
+    status = {"failed": "fail", "unknown": "error", "degraded": "warn"}.get(verdict)
+    first = next((finding for finding in findings if finding.status == status), None)
+    if verdict == "unknown" and not first:  # complete, but no guest was executed
+        skipped = by_check["kvm.exec"]
+        return by_check.get(skipped.cause, skipped)
+    return first
 
 
 def silence(collected: Collected) -> Judgement:

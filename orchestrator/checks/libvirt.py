@@ -40,10 +40,15 @@ def daemon(case: Case) -> Finding:
     start = f"Run `systemctl enable --now {FAMILIES[wanted]}.socket`."
     if not active and FAMILIES[wanted] + ".service" not in units:
         return failed("libvirt is not installed", expected=FAMILIES[wanted], seen="no unit", fix=PROVISION)
-    if not active:
+    socket, service = FAMILIES[wanted] + ".socket", FAMILIES[wanted] + ".service"
+    if not active and "failed" in (units.get(socket, Unit()).active, units.get(service, Unit()).active):
+        again = f"Read `journalctl -u {FAMILIES[wanted]}`; then `systemctl reset-failed && systemctl start {socket}`."
         return failed(
-            f"{FAMILIES[wanted]} is stopped, and its socket too", expected="listening", seen="inactive", fix=start
+            f"{FAMILIES[wanted]} failed, its socket is closed", expected="listening", seen="failed", fix=again
         )
+    if not active:
+        summary = f"{FAMILIES[wanted]} is stopped, and its socket too"
+        return failed(summary, expected="listening", seen="inactive", fix=start)
     others = [FAMILIES[family] for family in active if family != wanted]
     stop = f"Stop and disable the units of {' and '.join(others)} while no guest runs. {start}"
     names = " and ".join(FAMILIES[family] for family in active)

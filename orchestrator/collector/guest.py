@@ -10,6 +10,7 @@ import select
 import subprocess
 import time
 import uuid
+import xml.sax.saxutils
 from typing import Any, Dict, List, Optional
 
 from . import bootimage, files, shell
@@ -137,7 +138,7 @@ def boot(contract: Contract, kind: str, emulator: str, seconds: float) -> Dict[s
 
 def _xml(proof: Proof, kind: str, emulator: str) -> bytes:
     values = {"type": kind, "name": proof.name, "uuid": proof.uuid, "disk": proof.disk, "log": proof.log}
-    return DOMAIN.format(emulator=emulator, **values).encode("ascii")
+    return DOMAIN.format(emulator=xml.sax.saxutils.escape(emulator), **values).encode("utf-8")
 
 
 def create(path: str, content: bytes) -> None:

@@ -44,6 +44,12 @@ def test_nothing_is_proven_that_did_not_execute_a_guest() -> None:
     assert judgement.cause.summary == "no guest was executed: not asked for"
 
 
+def test_that_no_guest_was_executed_matters_more_than_a_warning() -> None:
+    judgement = judged(host({**NOT_ASKED_FOR, "libvirt": {"stale": ["libvirtd.service"]}}))
+    assert judgement.cause is not None
+    assert judgement.cause.check == "kvm.exec"
+
+
 def test_a_proof_without_a_booted_domain_is_a_proof() -> None:
     assert judged(host({"guest": {"outcome": "skipped", "detail": "not asked for"}})).verdict == "proven"
 
@@ -113,7 +119,10 @@ def test_a_lab_without_kvm_that_boots_no_guest_either_has_failed() -> None:
 
 def test_a_lab_without_kvm_that_was_not_asked_for_a_guest_is_unknown() -> None:
     evidence = host({"kvm": NO_KVM, "guest": {"outcome": "skipped", "detail": "not asked for"}})
-    assert judged(evidence, "lab").verdict == "unknown"
+    judgement = judged(evidence, "lab")
+    assert judgement.verdict == "unknown"
+    assert judgement.cause is not None
+    assert judgement.cause.check == "kvm.node"
 
 
 def test_a_bare_host_is_told_to_be_provisioned_and_nothing_else() -> None:
