@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -29,6 +30,8 @@ Gateway={gateway}
 LinkLocalAddressing=no
 IPv6AcceptRA=no
 """
+
+_NSPAWN = Path("/run/systemd/nspawn")
 
 _INTO_GROUPS = 'while [ "$1" != -- ]; do echo $$ > "$1/cgroup.procs"; shift; done; shift; exec "$@"'
 """Moves the shell into control groups, then becomes the command after `--`."""
@@ -95,7 +98,7 @@ class Container:
             "--link-journal=no",
             "--resolv-conf=off",
             "--timezone=off",
-            f"--machine={lab.id}-{host.number}",  # with vb- before it, the name of the host's interface: 15 at most
+            f"--machine={_machine(lab, host)}",
             f"--hostname={host.name}",
             _directory(lab, host),
             f"--network-bridge={network.bridge(lab.id)}",
@@ -119,9 +122,10 @@ class Container:
             (process for host in hosts for process in processes.find("systemd-nspawn", _directory(lab, host))),
             grace_s=grace_s,
         )
-        if not _has_systemd():
-            for host in hosts:
+        for host in hosts:
+            if not _has_systemd():
                 cgroups.remove(_unit(lab, host))
+            _sweep(lab, host)
 
     def traces(self, lab: Lab) -> tuple[str, ...]:
         """Running hosts, control groups and the network."""
@@ -144,6 +148,20 @@ class Container:
 def _directory(lab: Lab, host: LabHost) -> str:
     """The argument by which a host's process is known."""
     return f"--directory={lab.root(host)}"
+
+
+def _machine(lab: Lab, host: LabHost) -> str:
+    """Also in the name of the host's interface here, vb-ID-NUMBER, which has the 15 characters that Linux allows."""
+    return f"{lab.id}-{host.number}"
+
+
+def _sweep(lab: Lab, host: LabHost) -> None:
+    """Removes what a systemd-nspawn that was killed leaves in /run."""
+    with contextlib.suppress(FileNotFoundError):
+        tree_of = lab.root(host).stat()
+        (_NSPAWN / "locks" / f"inode-{tree_of.st_dev}:{tree_of.st_ino}").unlink()
+    with contextlib.suppress(FileNotFoundError):
+        (_NSPAWN / "propagate" / _machine(lab, host)).rmdir()
 
 
 def _unit(lab: Lab, host: LabHost) -> str:

@@ -135,4 +135,5 @@ def read(name: str) -> Lab | None:
 
 def write(lab: Lab) -> None:
     """Replaces the record at once."""
-    tree.write(lab.folder / _FILE, msgspec.json.format(msgspec.json.encode(lab).decode(), indent=2) + "\n", mode=0o600)
+    text = msgspec.json.format(msgspec.json.encode(lab).decode(), indent=2) + "\n"
+    tree.write(lab.folder / _FILE, text, mode=0o600, durable=True)

@@ -26,14 +26,18 @@ def copy(source: Path, target: Path) -> None:
     run(["cp", "--archive", "--reflink=auto", str(source), str(target)], timeout_s=600)
 
 
-def write(path: Path, text: str, *, mode: int = 0o644) -> None:
-    """Writes a whole file or none, whatever happens in between."""
+def write(path: Path, text: str, *, mode: int = 0o644, durable: bool = False) -> None:
+    """Writes a whole file or none, whatever happens to us in between; durable: whatever happens to the machine.
+
+    Durable costs seconds after a large copy, for the file system writes that out first.
+    """
     new = path.with_name(f".{path.name}.new")
     with open(new, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, mode)) as file:
         os.fchmod(file.fileno(), mode)
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     new.replace(path)
 
 

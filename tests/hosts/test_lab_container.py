@@ -62,7 +62,7 @@ def left_behind(lab_id, *folders):
     """All that bears a lab's id or a path of its folders, anywhere on this machine."""
     listings = [
         *(["ip", "link"], ["nft", "list", "ruleset"], ["cat", "/proc/self/mountinfo"]),
-        ["find", "/sys/fs/cgroup", "/run/kvmfleet", *map(str, folders), "-maxdepth", "4"],
+        ["find", "/sys/fs/cgroup", "/run/kvmfleet", "/run/systemd", *map(str, folders), "-maxdepth", "4"],
     ]
     texts = [subprocess.run(argv, capture_output=True, text=True).stdout for argv in listings]
     marks = [lab_id, *map(str, folders)]
@@ -279,7 +279,7 @@ forwarding = [Path(f"/proc/sys/net/ipv4/conf/{name}/forwarding") for name in ("u
 print("switches", *(switch.read_text().strip() for switch in forwarding))
 labs.down(sys.argv[1], progress=lambda text, fraction=None: None)
 print("switches", *(switch.read_text().strip() for switch in forwarding))
-print("left", *(path.name for path in Path("/run").iterdir()))
+print("left", *Path("/run").glob("kvmfleet*"), *Path("/run/systemd/nspawn").glob("*/*"))
 """
     )
     setup = """
