@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import logging
+import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from orchestrator.ansible_cfg import Settings
 from orchestrator.errors import Interrupted
 from orchestrator.inventory import AnsibleOptions, Host, Secrets
 from orchestrator.model import Collected, Depth
-from orchestrator.question import Answer, Question, Silence, interpret
+from orchestrator.question import Answer, Question, Silence, interpret, too_late
 from orchestrator.route import AnsibleRoute, LocalRoute, SshRoute, choose
 from orchestrator.text import printable
 
@@ -104,7 +104,9 @@ class _Sessions:
     async def ask(self, name: str, route: SshRoute | LocalRoute) -> Collected:
         outcome = await self._in_time(name, route)
         if isinstance(route, LocalRoute):
-            return interpret(name, "local", outcome, self._question, python=route.python, user=getpass.getuser())
+            return interpret(
+                name, "local", outcome, self._question, python=route.python, user=os.environ.get("USER", "")
+            )
         return interpret(name, "ssh", outcome, self._question, python=route.python, user=route.user)
 
     async def _in_time(self, name: str, route: SshRoute | LocalRoute) -> Answer | Silence:
@@ -112,11 +114,7 @@ class _Sessions:
             async with asyncio.timeout(self._question.timeout_s):
                 return await self._outcome(route)
         except TimeoutError:
-            return Silence(
-                f"no evidence within {self._question.timeout_s:g} s",
-                "Log in and see what hangs there: its login shell, its disks, or a network file system.",
-                unreachable=False,
-            )
+            return too_late(self._question)
         except Exception as e:  # whatever one host provokes, the others keep their answers
             log.debug("%s", name, exc_info=True)
             return Silence(f"asking it failed: {type(e).__name__}: {printable(str(e))}", unreachable=False)

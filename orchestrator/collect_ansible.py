@@ -12,7 +12,7 @@ from orchestrator.ansible_cfg import Settings
 from orchestrator.converge import converge
 from orchestrator.inventory import AnsibleOptions, Fleet, Host, Secrets
 from orchestrator.model import Collected, HostConverged
-from orchestrator.question import LIMIT, Answer, Question, Silence, argv, interpret
+from orchestrator.question import LIMIT, PYTHONS, Answer, Question, Silence, argv, interpret, sudo_problem, too_late
 
 __all__ = ["ask"]
 
@@ -46,7 +46,13 @@ def ask(
             "collect.yml", fleet, _options(options, question, folder), secrets=secrets, cancelled=cancelled
         )
         return [
-            interpret(host.name, "ansible", _outcome(folder / host.name, result), question, user=host.user)
+            interpret(
+                host.name,
+                "ansible",
+                _outcome(folder / host.name, result, question, host.user),
+                question,
+                user=host.user,
+            )
             for host, result in zip(hosts, results, strict=True)
         ]
 
@@ -56,7 +62,8 @@ def _options(options: AnsibleOptions, question: Question, folder: Path) -> Ansib
     program = folder / "program.py"
     program.write_bytes(question.program)
     extra = {
-        "kvmfleet_command": argv(python="", sudo=False),  # Ansible becomes root itself
+        "kvmfleet_command": argv(sudo=False, pythons=()),  # Ansible becomes root itself
+        "kvmfleet_pythons": PYTHONS,
         "kvmfleet_program": str(program),
         "kvmfleet_answers": str(folder),
         "kvmfleet_timeout_s": max(int(question.timeout_s), 1),
@@ -68,11 +75,13 @@ def _options(options: AnsibleOptions, question: Question, folder: Path) -> Ansib
     )  # fmt: skip
 
 
-def _outcome(file: Path, result: HostConverged) -> Answer | Silence:
+def _outcome(file: Path, result: HostConverged, question: Question, user: str) -> Answer | Silence:
     if not file.exists():
         why = result.failure.message if result.failure else "Ansible did not get to it"
-        hint = "ansible -m ping with the same options shows more: add -vvv."
-        return Silence(why, hint, unreachable=result.outcome == "unreachable")
+        if "Timed out after" in why:
+            return too_late(question)
+        hint = f"`ansible {result.host} -m ping -b -vvv` with the same options shows more."
+        return Silence(*(sudo_problem(why, user) or (why, hint)), unreachable=result.outcome == "unreachable")
     if file.stat().st_size > 8 * LIMIT:  # JSON may write one byte as six characters
         return Answer(b"", b"", None, flooded=True)
     handed = msgspec.json.decode(file.read_bytes(), type=_Handed)

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 
-from orchestrator.question import Answer, Question, Silence, argv, hear
+from orchestrator.question import PYTHONS, Answer, Question, Silence, argv, hear
 from orchestrator.route import LocalRoute
 
 __all__ = ["ask"]
@@ -17,7 +17,7 @@ __all__ = ["ask"]
 async def ask(route: LocalRoute, question: Question) -> Answer | Silence:
     """Run the question in a session of its own, so that nothing of it outlives a cancelled wait."""
     process = await asyncio.create_subprocess_exec(
-        *argv(python=route.python, sudo=route.sudo),
+        *argv(sudo=route.sudo, pythons=[route.python] if route.python else PYTHONS),
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         start_new_session=True,
     )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -12,7 +12,19 @@ import msgspec
 from orchestrator.model import Collected, Evidence
 from orchestrator.text import printable
 
-__all__ = ["LIMIT", "Answer", "Question", "Silence", "argv", "command_line", "hear", "interpret"]
+__all__ = [
+    "LIMIT",
+    "PYTHONS",
+    "Answer",
+    "Question",
+    "Silence",
+    "argv",
+    "command_line",
+    "hear",
+    "interpret",
+    "sudo_problem",
+    "too_late",
+]
 
 LIMIT = 1024 * 1024
 """Bytes after which a host is no longer listened to; honest evidence is a fiftieth of it."""
@@ -30,7 +42,7 @@ test "$(id -u)" = 0 && exec "$python" -I -
 command -v sudo >/dev/null 2>&1 || exit {_NO_SUDO}
 exec sudo -n -- "$python" -I -
 """
-_PYTHONS = ("/usr/bin/python3", "/usr/libexec/platform-python", "/usr/local/bin/python3", "python3")
+PYTHONS = ("/usr/bin/python3", "/usr/libexec/platform-python", "/usr/local/bin/python3", "python3")
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -58,21 +70,29 @@ class Silence(msgspec.Struct, frozen=True):
     unreachable: bool = True
 
 
+def too_late(question: Question) -> Silence:
+    """The answer of a host that let its deadline pass."""
+    return Silence(
+        f"no evidence within {question.timeout_s:g} s",
+        "Log in and see what hangs there: its login shell, its disks, or a network file system.",
+        unreachable=False,
+    )
+
+
 class Reader(Protocol):
     """The part that the streams of asyncio and asyncssh have in common."""
 
     async def read(self, n: int = -1) -> bytes: ...
 
 
-def argv(*, python: str, sudo: bool) -> list[str]:
-    """The command that reads a Python program from stdin and runs it as root."""
-    become = "yes" if sudo else "no"
-    return ["/bin/sh", "-c", f"become={become}; {_SCRIPT}", "kvmfleet", *((python,) if python else _PYTHONS)]
+def argv(*, sudo: bool, pythons: Sequence[str] = PYTHONS) -> list[str]:
+    """The command that reads a Python program from stdin and runs it as root, with the first Python that exists."""
+    return ["/bin/sh", "-c", f"become={'yes' if sudo else 'no'}; {_SCRIPT}", "kvmfleet", *pythons]
 
 
-def command_line(*, python: str, sudo: bool) -> str:
+def command_line(*, sudo: bool, python: str) -> str:
     """The same for a remote login shell of any kind."""
-    return shlex.join(argv(python=python, sudo=sudo))
+    return shlex.join(argv(sudo=sudo, pythons=[python] if python else PYTHONS))
 
 
 async def hear(stdout: Reader, stderr: Reader, ended: Callable[[], Awaitable[int | None]]) -> Answer:
@@ -132,29 +152,40 @@ def _decode(answer: Answer, question: Question) -> tuple[Evidence | None, str]:
         return None, printable(str(e))
 
 
-# The words of sudo(8) in the C locale -> what they mean, and what to do.
+# The words of sudo(8) in the C locale, and Ansible's about it -> what they mean, and what to do.
+_ALLOW = "echo '{user} ALL=(root) NOPASSWD: ALL' > /etc/sudoers.d/kvmfleet"
 _SUDO = (
-    ("a password is required", "sudo asks for a password", "Give it with -K, or allow it without: {rule}"),
-    ("a terminal is required", "sudo asks for a password", "Give it with -K, or allow it without: {rule}"),
-    ("not in the sudoers file", "sudo does not know this user", "Allow it: {rule}"),
-    ("may not run sudo", "sudo does not know this user", "Allow it: {rule}"),
-    ("is not allowed to", "sudo does not allow this user to run Python as root", "Allow it: {rule}"),
+    ("a password is required", "sudo asks for a password", f"Give it with -K, or allow it without: {_ALLOW}"),
+    ("a terminal is required", "sudo asks for a password", f"Give it with -K, or allow it without: {_ALLOW}"),
+    ("Missing sudo password", "sudo asks for a password", f"Give it with -K, or allow it without: {_ALLOW}"),
+    ("Incorrect sudo password", "sudo refuses the password", "Type it again: -K"),
+    ("not in the sudoers file", "sudo does not know this user", f"Allow it: {_ALLOW}"),
+    ("may not run sudo", "sudo does not know this user", f"Allow it: {_ALLOW}"),
+    ("is not allowed to", "sudo does not allow this user to run Python as root", f"Allow it: {_ALLOW}"),
     ("must have a tty", "sudo demands a terminal", "Remove `requiretty` from the sudoers of this host."),
-)  # fmt: skip
+    ("sudo: not found", "sudo is not installed", "Install sudo on this host, or connect as root: -u root"),
+)
+
+
+def sudo_problem(said: str, user: str) -> tuple[str, str] | None:
+    """Problem and hint when `said` is sudo's, or Ansible's about sudo."""
+    line = next((line for line in said.splitlines() if "sudo" in line), "")
+    for words, problem, hint in _SUDO:
+        if line and words in said:
+            quoted = line if len(line) <= 100 else line[line.find(words) :]  # Ansible wraps it in words of its own
+            return f"{problem}: {printable(quoted, 200)}", hint.format(user=user or "USER")
+    return None
 
 
 def _explain(answer: Answer, reason: str, *, python: str, user: str) -> tuple[str, str]:
     """Problem and hint of an answer without evidence; the likeliest causes are known by their words."""
     said = answer.stderr.decode(errors="backslashreplace")
-    rule = f"echo '{user or 'USER'} ALL=(root) NOPASSWD: ALL' > /etc/sudoers.d/kvmfleet"
     if answer.exit_status == _NO_PYTHON:
         return _no_python(python)
     if answer.exit_status == _NO_SUDO:
-        return "sudo is not installed", "Install sudo on this host, or connect as root (-u root)."
-    if (complaint := next((line for line in said.splitlines() if "sudo" in line), "")) and answer.exit_status:
-        for words, problem, hint in _SUDO:
-            if words in said:
-                return f"{problem}: {printable(complaint, 200)}", hint.format(rule=rule)
+        return "sudo is not installed", "Install sudo on this host, or connect as root: -u root"
+    if answer.exit_status and (problem := sudo_problem(said, user)):
+        return problem
     return _no_evidence(answer, reason, said), "Run the login shell of this host by hand and see what it prints."
 
 

@@ -31,7 +31,10 @@ class Ssh:
         self._known = KnownHosts()
 
     async def ask(self, route: SshRoute, question: Question) -> Answer | Silence:
-        """Cancelling it closes the connection."""
+        """Cancelling it closes the connection; a program on the host that does not notice ends by its own deadline.
+
+        It cannot be ended from here: sshd passes signals on neither to root's processes nor to sudo's.
+        """
         try:
             call = self._prepare(route)
         except (asyncssh.ConfigParseError, OSError, ValueError) as e:

@@ -1,0 +1,158 @@
+"""The same question through Ansible, for hosts that only Ansible can reach."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from loopback import SSHD, Sshd, sshd
+
+from orchestrator.collect import collect
+from orchestrator.inventory import AnsibleOptions, load
+from orchestrator.model import Collected
+
+pytestmark = pytest.mark.skipif(not SSHD, reason="openssh-server is not installed")
+
+ONLY_ANSIBLE = "-o Ciphers=aes128-ctr"  # an option of ssh that the fast way does not know
+
+INVENTORY = """\
+kvm_hosts:
+  vars:
+    ansible_host: 127.0.0.1
+    ansible_port: {port}
+    ansible_user: {user}
+    ansible_become: {become}
+    ansible_python_interpreter: {python}
+    ansible_ssh_private_key_file: {key}
+    ansible_ssh_common_args: -o UserKnownHostsFile={known_hosts}
+  hosts:
+{hosts}
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    with sshd(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+def write(folder: Path, server: Sshd, hosts: str) -> Path:
+    file = folder / "hosts.yml"
+    lines = "\n".join(f"    {line}" for line in hosts.strip().splitlines())
+    root, user = os.geteuid() == 0, getpass.getuser()
+    known = server.known_hosts
+    python = os.path.realpath(sys.executable)  # what Ansible would find by itself is another machine's affair
+    file.write_text(
+        INVENTORY.format(
+            port=server.port, user=user, become=root, python=python, key=server.key, known_hosts=known, hosts=lines
+        )
+    )
+    return file
+
+
+def normalised(answer: Collected) -> object:
+    """Evidence without what differs from one moment to the next."""
+    assert answer.evidence, answer.problem
+    return msgspec.structs.replace(answer.evidence, collected_at_s=0.0, duration_ms=0.0)
+
+
+def test_all_three_ways_bring_the_same_evidence(server: Sshd, tmp_path: Path) -> None:
+    hosts = f"""
+over-ssh:
+through-ansible: {{ansible_ssh_extra_args: {ONLY_ANSIBLE}}}
+locally: {{ansible_connection: local}}
+local-ansible: {{ansible_connection: local, ansible_become_method: su}}
+"""
+    options = AnsibleOptions(inventory=(str(write(tmp_path, server, hosts)),))
+    fleet = load(options)
+    answers = collect(fleet.hosts, options, depth="none", settings=fleet.settings)
+    assert [(a.host, a.path) for a in answers] == [
+        ("over-ssh", "ssh"),
+        ("through-ansible", "ansible"),
+        ("locally", "local"),
+        ("local-ansible", "ansible" if os.geteuid() == 0 else "local"),
+    ]
+    first, *others = [normalised(answer) for answer in answers]
+    assert all(other == first for other in others)
+    sizes = {answer.bytes_sent for answer in answers}
+    assert len(sizes) == 1
+
+
+def test_each_failure_keeps_to_its_own_host(server: Sshd, tmp_path: Path) -> None:
+    hosts = f"""
+good: {{ansible_ssh_extra_args: {ONLY_ANSIBLE}}}
+down: {{ansible_ssh_extra_args: {ONLY_ANSIBLE}, ansible_port: 1}}
+no-python: {{ansible_ssh_extra_args: {ONLY_ANSIBLE}, ansible_python_interpreter: /opt/none/python3}}
+"""
+    options = AnsibleOptions(inventory=(str(write(tmp_path, server, hosts)),), check=True, tags=("nothing",))
+    fleet = load(options)
+    good, down, no_python = collect(fleet.hosts, options, depth="none", settings=fleet.settings)
+    assert good.evidence
+    assert down.unreachable
+    assert "refused" in down.problem
+    assert no_python.evidence is None
+    assert not no_python.unreachable
+    assert "/opt/none/python3" in no_python.problem
+
+
+def test_a_host_that_hangs_is_given_up_at_its_deadline(server: Sshd, tmp_path: Path) -> None:
+    from orchestrator.collect import ask_all
+    from orchestrator.question import Question
+
+    options = AnsibleOptions(
+        inventory=(str(write(tmp_path, server, f"slow: {{ansible_ssh_extra_args: {ONLY_ANSIBLE}}}")),)
+    )
+    fleet = load(options)
+    question = Question(b"import time; time.sleep(300)", lambda raw: pytest.fail("no answer was due"), 3.0)
+    start = time.monotonic()
+    (answer,) = ask_all(fleet.hosts, question, options, settings=fleet.settings)
+    assert answer.path == "ansible"
+    assert answer.evidence is None
+    assert answer.problem == "no evidence within 3 s"
+    assert time.monotonic() - start < 100
+
+
+def test_an_interrupt_ends_ansible_too(server: Sshd, tmp_path: Path) -> None:
+    inventory = write(tmp_path, server, f"slow: {{ansible_ssh_extra_args: {ONLY_ANSIBLE}}}")
+    mark = tmp_path / "began"
+    script = f"""
+import sys
+from orchestrator.collect import ask_all
+from orchestrator.inventory import AnsibleOptions, load
+from orchestrator.question import Question
+options = AnsibleOptions(inventory=({str(inventory)!r},))
+program = b"import time; open({str(mark)!r}, 'w').close(); time.sleep(300)"
+try:
+    ask_all(load(options).hosts, Question(program, lambda raw: None, 300.0), options)
+except KeyboardInterrupt:
+    sys.exit(42)
+"""
+    environment = os.environ | {"TMPDIR": str(tmp_path), "KVMFLEET_TEST": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, env=environment) as child:
+        deadline = time.monotonic() + 60
+        while not mark.exists() and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=60)
+    assert child.returncode == 42, errors
+    assert processes_with(f"KVMFLEET_TEST={tmp_path}") == []
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("kvmfleet-")] == []
+
+
+def processes_with(variable: str) -> list[str]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if variable.encode() in (entry / "environ").read_bytes():
+                found.append((entry / "cmdline").read_text())
+        except OSError:
+            continue
+    return found
