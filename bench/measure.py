@@ -47,7 +47,7 @@ def run(*command: str | Path, codes: Iterable[int] = (0,)) -> Run:
         wall_s = time.perf_counter() - begun
         after = os.times()
     if child.returncode not in codes:
-        sys.exit(f"{' '.join(map(str, command))} ended with {child.returncode}:\n{err}")
+        sys.exit(f"{' '.join(map(str, command))} ended with {child.returncode}:\n{err}{out[-2000:]}")
     cpu_s = after.children_user - before.children_user + after.children_system - before.children_system
     return Run(wall_s, cpu_s, out)
 

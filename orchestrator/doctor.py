@@ -22,7 +22,9 @@ from typing import Any, Literal
 import msgspec
 
 from orchestrator import paths
+from orchestrator.errors import StoreError
 from orchestrator.lab import prerequisites
+from orchestrator.store import Store
 from orchestrator.text import printable
 
 __all__ = ["Problem", "problems"]
@@ -58,6 +60,7 @@ def problems() -> tuple[Problem, ...]:
         *agent(),
         *folder(paths.state(), STATE_MIB, level="error"),
         *folder(paths.cache(), CACHE_MIB, level="note"),
+        *history(paths.state() / "history.sqlite3"),
         *clock(),
         *lab(),
     ]
@@ -213,6 +216,17 @@ def folder(path: Path, need_mib: int, *, level: Level) -> Iterator[Problem]:
     free_mib = shutil.disk_usage(there).free >> 20
     if free_mib < need_mib:
         yield Problem(level, f"{path}: {free_mib} MiB are free; {need_mib} are wanted.", move)
+
+
+def history(file: Path) -> Iterator[Problem]:
+    """A history that cannot be read; runs go on without one. One that is still to be made is no problem."""
+    if not file.exists():
+        return
+    try:
+        with Store(f"sqlite:///{file}") as store:
+            store.runs(limit=1)
+    except StoreError as e:
+        yield Problem("warning", e.message, e.hint)
 
 
 def clock(now_s: Callable[[], float] = time.time, built: Path = Path(__file__)) -> Iterator[Problem]:

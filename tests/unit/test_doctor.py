@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from orchestrator import doctor
+from orchestrator.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -196,6 +197,21 @@ def test_a_file_where_a_folder_should_be_is_a_problem(tmp_path: Path) -> None:
 def test_a_full_disk_is_a_problem_that_says_how_much_is_wanted(tmp_path: Path) -> None:
     (problem,) = doctor.folder(tmp_path, 1 << 40, level="note")
     assert (problem.level, f"{1 << 40} are wanted" in problem.what) == ("note", True)
+
+
+def test_a_history_that_is_not_one_is_a_warning_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "history.sqlite3").write_text("these are not the tables that you are looking for" * 100)
+    (problem,) = doctor.history(tmp_path / "history.sqlite3")
+    assert (problem.level, "Move it away" in problem.fix) == ("warning", True)
+
+
+def test_a_good_history_and_none_at_all_are_no_problem(tmp_path: Path) -> None:
+    file = tmp_path / "history.sqlite3"
+    assert not list(doctor.history(file))
+    assert not file.exists()
+    with Store(f"sqlite:///{file}") as store:
+        store.begin("validate").finish("ok")
+    assert not list(doctor.history(file))
 
 
 def test_a_clock_before_our_own_files_is_a_warning() -> None:
