@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from orchestrator.text import printable
 
 __all__ = ["item", "message"]
 
+_PREFIX = re.compile(r"^((Task|Action|Module) failed: )+")
 HIDDEN = "the task failed; its output is hidden because it may hold a secret (no_log)"
 
 # What Ansible says when the reason is somewhere else in the result.
@@ -25,7 +27,8 @@ TAIL = 300
 
 def message(result: Mapping[str, Any]) -> str:
     """The reason in the result of a failed task, safe to show; of a loop, that of the first item that failed."""
-    return printable(_reason(_culprit(result))) or "the module gave no reason"
+    reason = _PREFIX.sub("", _reason(_culprit(result)))
+    return printable(reason) or "the module gave no reason"
 
 
 def item(result: Mapping[str, Any]) -> str:

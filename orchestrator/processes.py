@@ -20,47 +20,48 @@ KILL_S = 2.0
 
 
 class _Process(NamedTuple):
+    """Stays the same when its parent ends and it gets another one."""
+
     pid: int
-    parent: int
     started: int  # clock ticks since boot: proc_pid_stat(5), field 22
 
 
 def children(pid: int, marker: str) -> list[int]:
     """The direct children of `pid` that carry `marker` in their environment."""
-    return [p.pid for p in _table() if p.parent == pid and marker.encode() in _environment(p.pid)]
+    return [p.pid for p, parent in _table().items() if parent == pid and marker.encode() in _environment(p.pid)]
 
 
-def end(roots: list[int]) -> None:
+def end(roots: list[int], *, term_s: float = TERM_S) -> None:
     """Asks the trees under `roots` to end, waits, then kills what is left. The roots remain their parents' to reap."""
     tree = _tree(roots) if roots else set()
-    for number, patience_s in ((signal.SIGTERM, TERM_S), (signal.SIGKILL, KILL_S)):
-        for process in tree & _table():
+    for number, patience_s in ((signal.SIGTERM, term_s), (signal.SIGKILL, KILL_S)):
+        for process in tree & _table().keys():
             _signal(process.pid, number)
         deadline = time.monotonic() + patience_s
-        while tree & _table() and time.monotonic() < deadline:
+        while tree & _table().keys() and time.monotonic() < deadline:
             time.sleep(0.05)
 
 
 def _tree(roots: list[int]) -> set[_Process]:
     table = _table()
-    tree = {p for p in table if p.pid in roots}
-    while more := {p for p in table - tree if any(p.parent == q.pid for q in tree)}:
+    tree = {process for process in table if process.pid in roots}
+    while more := {p for p, parent in table.items() if p not in tree and any(parent == q.pid for q in tree)}:
         tree |= more
     return tree
 
 
-def _table() -> set[_Process]:
-    """Every process but zombies: those have ended, whoever has yet to read their status."""
-    return {p for entry in Path("/proc").iterdir() if entry.name.isdecimal() and (p := _read(entry))}
+def _table() -> dict[_Process, int]:
+    """Every process with its parent's number, but zombies: those have ended, whoever has yet to read their status."""
+    return dict(entry for path in Path("/proc").iterdir() if path.name.isdecimal() and (entry := _read(path)))
 
 
-def _read(entry: Path) -> _Process | None:
+def _read(path: Path) -> tuple[_Process, int] | None:
     try:
         # The name in parentheses may hold spaces and parentheses itself.
-        state, parent, *rest = (entry / "stat").read_bytes().rpartition(b") ")[2].split()
+        state, parent, *rest = (path / "stat").read_bytes().rpartition(b") ")[2].split()
     except (OSError, ValueError):
         return None
-    return None if state in {b"Z", b"X"} else _Process(int(entry.name), int(parent), int(rest[17]))
+    return None if state in {b"Z", b"X"} else (_Process(int(path.name), int(rest[17])), int(parent))
 
 
 def _environment(pid: int) -> bytes:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from loopback import Sshd, sshd
 
 from orchestrator.ansible_cfg import Settings
 from orchestrator.converge import Progress, converge
@@ -21,6 +22,8 @@ from orchestrator.inventory import AnsibleOptions, Fleet, Host, Secrets
 
 SECRET = "hunter2-and-more"
 PLAIN = Settings()
+SLEEP = f"- name: Sleep\n  ansible.builtin.command: sleep 97.{os.getpid()}"
+ASLEEP = f"sleep\x0097.{os.getpid()}"
 
 
 @pytest.fixture(autouse=True)
@@ -128,6 +131,49 @@ def test_a_host_without_an_answer_is_unreachable_and_not_failed() -> None:
     assert result.outcome == "unreachable"
     assert result.failure
     assert "Connection refused" in result.failure.message
+
+
+@pytest.fixture
+def ssh_fleet(tmp_path: Path) -> Iterator[tuple[Sshd, Fleet]]:
+    """A host that is this machine, by ssh."""
+    with sshd(tmp_path / "sshd") as server:
+        on = fleet("h1")
+        Path("hosts.ini").write_text(
+            f"[kvm_hosts]\nh1 ansible_host=127.0.0.1 ansible_port={server.port} ansible_private_key_file={server.key}"
+            f" ansible_ssh_common_args='-F none -o UserKnownHostsFile={server.known_hosts}'"
+            f" ansible_python_interpreter={sys.executable}\n"
+        )
+        yield server, on
+
+
+def test_ssh_connections_that_ansible_keeps_open_end_with_the_run(ssh_fleet: tuple[Sshd, Fleet], place: Path) -> None:
+    kept: set[str] = set()
+
+    def look(progress: Progress) -> None:
+        kept.update(socket.name for socket in place.glob("*/cp/*"))
+
+    tasks = "- ansible.builtin.ping:\n- ansible.builtin.ping:"
+    (result,) = converge(playbook(tasks), ssh_fleet[1], AnsibleOptions(), on_event=look)
+    assert result.outcome == "ok", result
+    assert len(kept) == 1
+
+
+def test_an_interrupted_run_keeps_no_ssh_connection(ssh_fleet: tuple[Sshd, Fleet]) -> None:
+    def press(progress: Progress) -> None:
+        if progress.done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        converge(playbook(f"- ansible.builtin.ping:\n{SLEEP}"), ssh_fleet[1], AnsibleOptions(), on_event=press)
+
+
+def test_a_host_with_an_unknown_key_is_not_trusted(ssh_fleet: tuple[Sshd, Fleet]) -> None:
+    server, on = ssh_fleet
+    server.known_hosts.write_text("")
+    (result,) = converge(playbook("- ansible.builtin.ping:"), on, AnsibleOptions())
+    assert result.outcome == "unreachable"
+    assert result.failure
+    assert result.failure.message.endswith("Host key verification failed.")
 
 
 def test_what_a_rescue_mended_is_no_failure() -> None:
@@ -361,10 +407,6 @@ def test_everybody_else_is_kept_out_of_the_folder_of_a_run(place: Path) -> None:
 
     converge(playbook("- ansible.builtin.debug: {msg: a}"), fleet("h1"), AnsibleOptions(), on_event=look)
     assert modes == {0o700}
-
-
-SLEEP = f"- name: Sleep\n  ansible.builtin.command: sleep 97.{os.getpid()}"
-ASLEEP = f"sleep\x0097.{os.getpid()}"
 
 
 def test_cancelling_ends_ansible_its_workers_and_what_they_started() -> None:

@@ -1,0 +1,51 @@
+"""Ending a process with everything that it started."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from orchestrator import processes
+
+STUBBORN = """
+import os, signal, subprocess, sys
+child = subprocess.Popen(
+    ["sh", "-c", "trap '' TERM; echo $$; while :; do sleep 0.1; done"], start_new_session=True, stdout=subprocess.PIPE
+)
+print(child.stdout.readline().decode().strip(), flush=True)
+child.wait()
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_a_grandchild_in_a_session_of_its_own_that_ignores_sigterm_is_ended() -> None:
+    with subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout
+        grandchild = int(child.stdout.readline())
+        assert alive(grandchild)
+        processes.end([child.pid], term_s=0.5)
+        assert not alive(grandchild)
+        assert not alive(child.pid)
+
+
+def test_nothing_to_end_is_no_error() -> None:
+    processes.end([])
+
+
+def test_only_children_with_the_marker_are_found() -> None:
+    with (
+        subprocess.Popen(["sleep", "60"], env={"MARK": "/tmp/this-run"}) as marked,
+        subprocess.Popen(["sleep", "60"], env={"MARK": "/tmp/other-run"}) as other,
+    ):
+        found = processes.children(os.getpid(), "/tmp/this-run")
+        marked.kill()
+        other.kill()
+    assert found == [marked.pid]
