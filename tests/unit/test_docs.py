@@ -45,7 +45,8 @@ def parse(arguments: list[str], command: click.Command = cli, parent: click.Cont
 
 def command_lines() -> list[tuple[str, str]]:
     pages = [(page.name, page.read_text()) for page in PAGES]
-    return [(name, line.strip()) for name, text in pages for p in (COMMAND_LINE, INLINE) for line in p.findall(text)]
+    lines = [(name, line.strip()) for name, text in pages for p in (COMMAND_LINE, INLINE) for line in p.findall(text)]
+    return [(name, line) for name, line in lines if "[" not in line]  # that is a synopsis, which the help texts are for
 
 
 def names(pattern: str, text: str) -> set[str]:
