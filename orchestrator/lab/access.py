@@ -98,6 +98,7 @@ def inventory(lab: Lab) -> str:
         "ansible_ssh_common_args": " ".join(f"-o {option}" for option in options),
         "kvmfleet_profile": "lab",
         "qemu_kvm_cache_valid_time": INDEX_VALID_S,
+        "libvirt_cache_valid_time": INDEX_VALID_S,
     }
     hosts = {host.name: {"ansible_host": host.address} for host in lab.hosts}
     document = {"all": {"children": {"kvm_hosts": {"hosts": hosts, "vars": variables}}}}

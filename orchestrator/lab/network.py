@@ -115,7 +115,8 @@ def _links() -> tuple[str, ...]:
 def _uplinks() -> tuple[str, ...]:
     """Interfaces of the default routes; none on a machine without a network, where a lab can still run."""
     routes = json.loads(run(["ip", "-json", "-4", "route", "show", "default"]) or "[]")
-    return tuple(dict.fromkeys(route["dev"] for route in routes if "dev" in route))
+    hops = (hop for route in routes for hop in (route, *route.get("nexthops", ())))
+    return tuple(dict.fromkeys(hop["dev"] for hop in hops if "dev" in hop))
 
 
 # Firewalls of others. A chain with policy drop (Docker makes one) drops what our own table accepted, so the lab's
