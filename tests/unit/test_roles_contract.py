@@ -1,0 +1,245 @@
+"""The real roles, run by the real Ansible on invented facts: the contract they would write, and what they refuse.
+
+One run with a host for each case. Only preflights run and nothing is changed, so it needs no root; what a look at
+the host would have said is given as a variable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+
+from orchestrator.model import SCHEMA, Contract
+
+ROOT = Path(__file__).parents[2]
+
+PLAYBOOK = """
+- hosts: all
+  gather_facts: false
+  connection: local
+  tasks:
+    - ansible.builtin.set_fact:
+        cacheable: true # so that they are in ansible_facts
+        distribution: "{{ facts.distribution }}"
+        distribution_version: "{{ facts.version }}"
+        distribution_major_version: "{{ facts.version | split('.') | first }}"
+        os_family: "{{ facts.family | default(facts.distribution) }}"
+        architecture: "{{ facts.architecture | default('x86_64') }}"
+        pkg_mgr: invented
+        service_mgr: "{{ facts.service_mgr | default('systemd') }}"
+        virtualization_tech_guest: "{{ facts.tech | default([]) }}"
+    - ansible.builtin.import_role: {name: kernel_modules, tasks_from: preflight}
+      tags: [never] # its variables without its look at this machine
+    - ansible.builtin.fail:
+        msg: "{{ __kernel_modules_variable_rules | selectattr('broken') | map(attribute='say') | join(' ') }}"
+      when: __kernel_modules_variable_rules | selectattr('broken') | length > 0
+    - ansible.builtin.fail:
+        msg: "{{ __kernel_modules_machine_rules | selectattr('broken') | map(attribute='say') | join(' ') }}"
+      when: __kernel_modules_machine_rules | selectattr('broken') | length > 0
+    - ansible.builtin.import_role: {name: qemu_kvm, tasks_from: preflight}
+    - ansible.builtin.import_role: {name: libvirt, tasks_from: preflight}
+    - ansible.builtin.import_role: {name: host_contract, tasks_from: preflight}
+    - ansible.builtin.debug:
+        msg:
+          contract: "{{ __host_contract_document }}"
+          files: "{{ __kernel_modules_files }}"
+"""
+
+DEBIAN = {"distribution": "Debian", "version": "13.8"}
+KERNEL = {"kernel": "6.12.0", "cpu": "vmx", "node": True, "loadable": ["vhost_net"], "absent": ["kvm_amd"]}
+HOSTS = {
+    "Alpine": {"distribution": "Alpine", "version": "3.22.1", "service_mgr": "openrc"},
+    "Archlinux": {"distribution": "Archlinux", "version": "rolling"},
+    "Debian_12": {"distribution": "Debian", "version": "12.15"},
+    "Debian_13": DEBIAN,
+    "Fedora": {"distribution": "Fedora", "version": "43", "family": "RedHat"},
+    "RedHat_8": {"distribution": "Rocky", "version": "8.10", "family": "RedHat"},
+    "RedHat_9": {"distribution": "AlmaLinux", "version": "9.6", "family": "RedHat"},
+    "RedHat_10": {"distribution": "RedHat", "version": "10.0", "architecture": "aarch64"},
+    "Suse_15": {"distribution": "SLES", "version": "15.7", "family": "Suse"},
+    "Suse_16": {"distribution": "openSUSE Leap", "version": "16.0", "family": "Suse"},
+    "openSUSE_Tumbleweed": {"distribution": "openSUSE Tumbleweed", "version": "20260101", "family": "Suse"},
+    "Ubuntu_22.04": {"distribution": "Ubuntu", "version": "22.04", "family": "Debian"},
+    "Ubuntu_24.04": {"distribution": "Ubuntu", "version": "24.04", "family": "Debian", "architecture": "aarch64"},
+    "Ubuntu_26.04": {"distribution": "Ubuntu", "version": "26.04", "family": "Debian"},
+}
+
+CASES: dict[str, dict[str, Any]] = {
+    "configured": {
+        "kvmfleet_profile": "multi-tenant",
+        "kvmfleet_intents": {"configured": "abc", "container": "def"},
+        "kernel_modules_options": {"kvm": {"halt_poll_ns": 0, "ignore_msrs": True}},
+        "qemu_kvm_extra_packages": ["qemu-block-extra"],
+        "libvirt_extra_packages": ["lvm2"],
+        "libvirt_qemu_settings": {"user": "guests", "max_files": 32768, "vnc_password": "geheim"},
+        "libvirt_daemon_settings": {"max_clients": 500},
+    },
+    "container": {"facts": DEBIAN | {"tech": ["container", "docker"]}},
+    "text-lists": {"libvirt_users": "admin", "libvirt_qemu_settings": "max_files=1"},
+    "bad-settings": {"libvirt_qemu_settings": {"max_files": 1.5}, "libvirt_daemon_settings": {"tls_port": "1"}},
+    "bad-modules": {"kernel_modules_extra": ["vhost-net"], "kernel_modules_options": {"kvm": 1}},
+    "bad-profile": {"kvmfleet_profile": "prod"},
+    "bad-family": {"libvirt_family": "modern"},
+    "unknown-platform": {"facts": {"distribution": "Debian", "version": "11.2"}},
+    "unknown-architecture": {"facts": DEBIAN | {"architecture": "s390x"}},
+    "el8": {"facts": HOSTS["RedHat_8"], "qemu_kvm_install": True},
+    "no-flags": {"look": {"cpu": "", "node": False}},
+    "no-node-in-container": {"facts": DEBIAN | {"tech": ["container"]}, "look": {"node": False}},
+    "no-node-on-arm": {"facts": DEBIAN | {"architecture": "aarch64"}, "look": {"cpu": "", "node": False}},
+    "no-module": {"look": {"absent": ["kvm_amd", "vhost_vsock"]}},
+}
+
+
+def variables(case: dict[str, Any]) -> dict[str, Any]:
+    looks = {
+        "__kernel_modules_look": {"stdout": json.dumps(KERNEL | case.get("look", {}))},
+        "__libvirt_look": {"stdout": json.dumps({"units": {}, "unknown": []})},
+    }
+    return {"facts": DEBIAN, "qemu_kvm_install": False} | looks | {key: case[key] for key in case if key != "look"}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Host -> what its last task said."""
+    folder = tmp_path_factory.mktemp("roles")
+    hosts = {name: variables({"facts": facts}) for name, facts in HOSTS.items()} | {
+        name: variables(case) for name, case in CASES.items()
+    }
+    (folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts}}))
+    (folder / "play.yml").write_text(PLAYBOOK)
+    settings = {
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+        "ANSIBLE_ROLES_PATH": str(ROOT / "roles"),
+        "ANSIBLE_HOME": str(folder),
+        "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
+        "ANSIBLE_FORKS": "4",
+    }
+    command = [Path(sys.executable).with_name("ansible-playbook"), "-i", folder / "hosts.yml", folder / "play.yml"]
+    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=300)
+    tasks = json.loads(done.stdout[done.stdout.index("{") :])["plays"][0]["tasks"]
+    said: dict[str, dict[str, Any]] = {}
+    for task in tasks:
+        said |= {host: result for host, result in task["hosts"].items() if not result.get("skipped")}
+    return said
+
+
+def contract(answers: dict[str, dict[str, Any]], host: str) -> Contract:
+    document = answers[host]["msg"]["contract"]
+    decoded = msgspec.json.decode(json.dumps(document), type=Contract)
+    assert_known(document, msgspec.to_builtins(decoded))
+    return decoded
+
+
+def assert_known(written: Any, understood: Any) -> None:
+    """Nothing is written that the other side would drop without a word."""
+    if isinstance(written, dict):
+        assert set(written) <= set(understood)
+        for key in written:
+            assert_known(written[key], understood[key])
+    else:
+        assert list(written) == list(understood) if isinstance(written, list) else written == understood
+
+
+@pytest.mark.parametrize("platform", HOSTS)
+def test_every_platform_gets_a_contract_that_decodes(answers: dict[str, dict[str, Any]], platform: str) -> None:
+    decoded = contract(answers, platform)
+    assert (decoded.schema, decoded.platform, decoded.profile, decoded.intent_digest) == (
+        SCHEMA,
+        platform,
+        "production",
+        "",
+    )
+    assert decoded.qemu.binary.startswith("/usr/")
+    assert decoded.libvirt.services[0].removesuffix(".service") in {"libvirtd", "virtqemud"}
+    assert len(set(decoded.packages)) == len(decoded.packages) > 5
+
+
+def test_openrc_hosts_have_services_and_no_sockets(answers: dict[str, dict[str, Any]]) -> None:
+    assert contract(answers, "Alpine").libvirt.sockets == ()
+    assert contract(answers, "Alpine").libvirt.services == ("libvirtd", "virtlogd")
+
+
+def test_enterprise_linux_is_modular(answers: dict[str, dict[str, Any]]) -> None:
+    decoded = contract(answers, "RedHat_9")
+    assert decoded.libvirt.family == "modular"
+    assert {"virtqemud.socket", "virtnetworkd-ro.socket", "virtproxyd.socket"} <= set(decoded.libvirt.sockets)
+    assert set(decoded.libvirt.settings) == {"qemu.conf", "virtqemud.conf"}
+
+
+def test_the_architecture_picks_its_packages(answers: dict[str, dict[str, Any]]) -> None:
+    assert {"qemu-system-arm", "qemu-efi-aarch64"} <= set(contract(answers, "Ubuntu_24.04").packages)
+    assert "edk2-aarch64" in contract(answers, "RedHat_10").packages
+
+
+def test_the_contract_holds_the_resolved_variables(answers: dict[str, dict[str, Any]]) -> None:
+    decoded = contract(answers, "configured")
+    assert (decoded.profile, decoded.intent_digest) == ("multi-tenant", "abc")
+    assert decoded.modules["kvm"].options == {"halt_poll_ns": "0", "ignore_msrs": "1"}
+    assert decoded.modules["kvm_intel"].options == {"nested": "1"}
+    assert "kvm_amd" not in decoded.modules
+    assert all(decoded.modules[name].required for name in ("kvm", "kvm_intel", "vhost_net", "vhost_vsock", "tun"))
+    assert {"qemu-block-extra", "lvm2"} <= set(decoded.packages)
+    assert decoded.libvirt.settings["libvirtd.conf"] == {"max_clients": "500"}
+    assert decoded.qemu.user == "guests"
+
+
+def test_a_password_is_not_in_the_contract(answers: dict[str, dict[str, Any]]) -> None:
+    document = answers["configured"]["msg"]["contract"]
+    assert "geheim" not in json.dumps(document)
+    assert set(document["libvirt"]["settings"]["qemu.conf"]) == {"user", "max_files"}
+
+
+def test_managed_files_are_promised_with_their_digest(answers: dict[str, dict[str, Any]]) -> None:
+    decoded = contract(answers, "configured")
+    for path, content in answers["configured"]["msg"]["files"].items():
+        assert decoded.files[path].sha256 == hashlib.sha256(content.encode()).hexdigest()
+    assert decoded.files["/etc/libvirt/qemu.conf"].mode == 0o600
+    assert decoded.files["/etc/libvirt/qemu.conf"].sha256 == ""
+
+
+def test_files_of_modules_are_what_the_kernel_tools_read(answers: dict[str, dict[str, Any]]) -> None:
+    files = answers["configured"]["msg"]["files"]
+    plain = {path: [line for line in text.splitlines() if not line.startswith("#")] for path, text in files.items()}
+    assert plain == {
+        "/etc/modprobe.d/kvmfleet.conf": ["options kvm_intel nested=1", "options kvm halt_poll_ns=0 ignore_msrs=1"],
+        "/etc/modules-load.d/kvmfleet.conf": ["kvm", "kvm_intel", "vhost_net", "vhost_vsock", "tun"],
+    }
+
+
+def test_a_container_need_not_have_the_modules(answers: dict[str, dict[str, Any]]) -> None:
+    decoded = contract(answers, "container")
+    assert decoded.modules
+    assert not any(wish.required for wish in decoded.modules.values())
+
+
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [
+        ("text-lists", ["must be lists", "must be a table"]),
+        ("bad-settings", ["max_files: its value must be", "tls_port has no effect", "drop-in"]),
+        ("bad-modules", ["vhost-net", "such as vhost_net", "kvm needs a table of options"]),
+        ("bad-profile", ["lab, production, multi-tenant, got: prod"]),
+        ("bad-family", ["auto, monolithic, modular, got: modern"]),
+        ("unknown-platform", ["Debian 11.2", "no table", "Debian_12, Debian_13", "add a table"]),
+        ("unknown-architecture", ["s390x", "x86_64 and aarch64"]),
+        ("el8", ["Python 3.6", "dnf install qemu-kvm", "qemu_kvm_install to false"]),
+        ("no-flags", ["vmx nor svm", "firmware", "power the machine off and on", "lab"]),
+        ("no-node-in-container", ["in this container", "of its host"]),
+        ("no-node-on-arm", ["exception level 2"]),
+        ("no-module", ["6.12.0 has no module vhost_vsock", "reboot", "kernel_modules_extra"]),
+    ],
+)
+def test_what_cannot_work_is_refused_with_what_to_do(
+    answers: dict[str, dict[str, Any]], host: str, words: list[str]
+) -> None:
+    assert answers[host].get("failed"), answers[host]
+    assert [word for word in words if word not in answers[host]["msg"]] == []

@@ -1,0 +1,176 @@
+"""Which daemons a host should have, and how libvirt's settings are written."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from ansible.errors import AnsibleFilterError
+
+SOURCE = Path(__file__).parents[2] / "roles/libvirt/filter_plugins/libvirt_units.py"
+
+
+def plugin() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("libvirt_units", SOURCE)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+units = plugin()
+ON = {"enabled": True, "active": True}
+IDLE = {"enabled": True, "active": False}
+OFF = {"enabled": False, "active": False}
+DEBIAN = {
+    "libvirtd.service": IDLE,
+    "libvirtd.socket": ON,
+    "libvirtd-ro.socket": ON,
+    "libvirtd-admin.socket": ON,
+    "virtlogd.socket": ON,
+    "virtlogd.service": IDLE,
+}
+MODULAR = units.sockets("modular", systemd=True)
+FRESH_EL9 = (
+    {name: {"enabled": True, "active": False} for name in MODULAR}
+    | dict.fromkeys(units.services("modular", systemd=True), OFF)
+    | {"libvirtd.service": OFF, "libvirtd.socket": OFF}
+)
+
+
+def plan(seen: dict[str, Any], asked: str = "auto", usual: str = "monolithic", systemd: bool = True) -> dict[str, Any]:
+    return dict(units.plan(seen, asked, usual, systemd=systemd))
+
+
+def moves(seen: dict[str, Any], **options: Any) -> list[tuple[str, Any, Any]]:
+    return [(move["unit"], move.get("enabled"), move.get("state")) for move in plan(seen, **options)["moves"]]
+
+
+def test_a_converged_host_is_left_alone() -> None:
+    assert moves(DEBIAN) == []
+
+
+def test_a_bare_host_has_a_plan_and_no_moves() -> None:
+    bare = plan({}, usual="modular")
+    assert (bare["family"], bare["present"], bare["moves"]) == ("modular", False, [])
+    assert "virtqemud.socket" in bare["sockets"]
+
+
+def test_a_stopped_socket_is_started() -> None:
+    assert moves(DEBIAN | {"libvirtd.socket": IDLE}) == [("libvirtd.socket", True, "started")]
+
+
+def test_a_running_daemon_makes_way_for_its_sockets() -> None:
+    seen = DEBIAN | {"libvirtd-ro.socket": IDLE, "libvirtd.service": ON}
+    assert moves(seen) == [("libvirtd.service", None, "stopped"), ("libvirtd-ro.socket", True, "started")]
+
+
+def test_a_disabled_socket_that_listens_needs_no_stop() -> None:
+    seen = DEBIAN | {"libvirtd.socket": {"enabled": False, "active": True}, "libvirtd.service": ON}
+    assert moves(seen) == [("libvirtd.socket", True, "started")]
+
+
+def test_virtlogd_is_never_stopped() -> None:
+    seen = DEBIAN | {"virtlogd.socket": OFF, "virtlogd.service": ON}
+    assert moves(seen) == [("virtlogd.socket", True, None)]
+
+
+def test_an_idle_service_is_enabled_and_not_started() -> None:
+    assert moves(DEBIAN | {"libvirtd.service": OFF}) == [("libvirtd.service", True, None)]
+
+
+def test_a_fresh_modular_host_starts_its_sockets() -> None:
+    result = plan(FRESH_EL9, usual="modular")
+    assert result["family"] == "modular"
+    started = [move["unit"] for move in result["moves"] if move.get("state") == "started"]
+    assert started == MODULAR
+    assert not [move for move in result["moves"] if move["unit"].startswith("libvirtd")]
+
+
+def test_a_host_upgraded_from_el8_keeps_libvirtd() -> None:
+    seen = FRESH_EL9 | {name: OFF for name in MODULAR if name != "virtlogd.socket"} | DEBIAN
+    result = plan(seen, usual="modular")
+    assert (result["family"], result["moves"]) == ("monolithic", [])
+
+
+def test_exactly_one_family_stays_active() -> None:
+    seen = FRESH_EL9 | DEBIAN
+    result = plan(seen, asked="modular")
+    stopped = [move["unit"] for move in result["moves"] if move.get("state") == "stopped"]
+    assert stopped == ["libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket", "libvirtd.service"]
+    assert all(move["enabled"] is False for move in result["moves"] if move["unit"] in stopped)
+    assert result["moves"].index({"unit": "libvirtd.service", "enabled": False, "state": "stopped"}) < result[
+        "moves"
+    ].index({"unit": "virtqemud.socket", "enabled": True, "state": "started"})
+
+
+def test_where_both_families_are_in_use_the_platform_decides() -> None:
+    assert plan(FRESH_EL9 | DEBIAN, usual="modular")["family"] == "modular"
+
+
+def test_a_platform_may_be_wrong_about_what_is_there() -> None:
+    assert plan(DEBIAN | {"libvirtd.service": OFF, "libvirtd.socket": OFF}, usual="modular")["family"] == "monolithic"
+
+
+def test_a_family_that_is_asked_for_and_missing_is_not_present() -> None:
+    assert plan(DEBIAN, asked="modular")["present"] is False
+
+
+def test_drivers_that_are_not_installed_are_not_wanted() -> None:
+    seen = {name: standing for name, standing in FRESH_EL9.items() if "interfaced" not in name}
+    assert not [name for name in plan(seen, usual="modular")["sockets"] if "interfaced" in name]
+
+
+def test_openrc_has_services_and_no_sockets() -> None:
+    result = plan({"libvirtd": OFF, "virtlogd": ON}, systemd=False)
+    assert (result["sockets"], result["services"], result["main"]) == ([], ["libvirtd", "virtlogd"], "libvirtd")
+    assert result["moves"] == [{"unit": "libvirtd", "enabled": True, "state": "started"}]
+
+
+def test_every_unit_of_a_move_was_looked_at() -> None:
+    looked_at = set(units.units(systemd=True))
+    assert {"libvirtd-ro.socket", "virtproxyd.service", "virtlogd.service", "virtqemud.socket"} <= looked_at
+    assert {units.owner(name) for name in looked_at if name.endswith(".socket")} <= looked_at
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (True, "1"),
+        (False, "0"),
+        (32768, "32768"),
+        ("libvirt-qemu", '"libvirt-qemu"'),
+        (["cpu", "memory"], '[ "cpu", "memory" ]'),
+        ([], "[ ]"),
+    ],
+)
+def test_values_are_written_in_libvirts_syntax(value: Any, written: str) -> None:
+    assert units.literal(value) == written
+
+
+@pytest.mark.parametrize("value", [None, 1.5, -1, {"a": 1}, 'a"b', "a\nb", ["a", 1], ['a"b']])
+def test_what_libvirt_cannot_read_is_refused_without_showing_it(value: Any) -> None:
+    with pytest.raises(AnsibleFilterError) as refused:
+        units.literal(value)
+    assert repr(value) not in str(refused.value)
+    assert units.wrong_settings({"vnc_password": value}, systemd=True) == [f"vnc_password: {refused.value}"]
+
+
+def test_settings_of_sockets_are_refused_under_systemd_alone() -> None:
+    assert "drop-in" in units.wrong_settings({"listen_tcp": True}, systemd=True)[0]
+    assert units.wrong_settings({"listen_tcp": True}, systemd=False) == []
+
+
+@pytest.mark.parametrize("key", ["max files", "max-files", "1st", "schlüssel", ""])
+def test_a_key_that_is_no_name_is_refused(key: str) -> None:
+    assert "is no name" in units.wrong_settings({key: 1}, systemd=True)[0]
+
+
+def test_settings_that_are_no_table_are_refused() -> None:
+    assert units.wrong_settings("max_files=1", systemd=True) == ["it must be a table, key: value."]
