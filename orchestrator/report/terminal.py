@@ -117,7 +117,7 @@ def _line(finding: Finding, hosts: Sequence[str]) -> RenderableType:
     text = Text()
     text.append(f"{finding.status:<5} ", style=_STYLE[finding.status])
     text.append(f"{_names(hosts)}: ", style="bold")
-    text.append(f"{finding.check}: {printable(finding.summary)}")
+    text.append(f"{finding.check}: {printable(finding.summary, 1000)}")
     if finding.fix:
         text.append(f"\n      {printable(finding.fix, 600)}", style="dim")
     return text

@@ -1,6 +1,8 @@
-"""What the tests on real hosts share: kvmfleet and Ansible as a user runs them, with state of their own."""
+"""What the tests on real hosts share: kvmfleet and Ansible as a user runs them, and one lab of two hosts."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +10,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+KVMFLEET = (sys.executable, "-P", "-m", "orchestrator")
 
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):
-    """State goes with the test; the cache of images and packages stays, as a user's does."""
+    """State goes with the tests; the cache of images and packages stays, as a user's does."""
     state = tmp_path_factory.mktemp("state")
     return os.environ | {"KVMFLEET_STATE_DIR": str(state), "NO_COLOR": "1", "COLUMNS": "200"}
 
@@ -33,10 +36,60 @@ def _run(arguments, environment):
 @pytest.fixture(scope="session")
 def kvmfleet(environment):
     """Runs kvmfleet with arguments; gives the finished process."""
-    return lambda *arguments: _run([sys.executable, "-P", "-m", "orchestrator", *arguments], environment)
+    return lambda *arguments, env=environment: _run([*KVMFLEET, *arguments], env)
+
+
+@pytest.fixture
+def kvmfleet_start(environment):
+    """Starts kvmfleet in a process group of its own, as a shell does; whatever is left of it is killed at the end."""
+    started = []
+
+    def start(*arguments):
+        process = subprocess.Popen(
+            [str(a) for a in (*KVMFLEET, *arguments)],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            process_group=0,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
 
 
 @pytest.fixture(scope="session")
 def ansible(environment):
     """Runs one of Ansible's programs with arguments; gives the finished process."""
     return lambda program, *arguments: _run([Path(sys.executable).parent / program, *arguments], environment)
+
+
+@pytest.fixture(scope="session")
+def inventory(kvmfleet):
+    """A lab of one Debian 12 host, story-1, and one Debian 13 host, story-2: bare at first, removed at the end."""
+    up = kvmfleet("lab", "up", "story", "--yes", "--bare")
+    try:
+        assert up.returncode == 0, up.stderr
+        yield json.loads(kvmfleet("lab", "status", "story", "--json").stdout)["inventory"]
+    finally:
+        down = kvmfleet("lab", "down", "story", "--yes")
+        assert down.returncode == 0, down.stderr
+
+
+@pytest.fixture
+def on(kvmfleet):
+    """Runs a command as root on a host of the lab; gives what it printed."""
+
+    def run(host, command):
+        done = kvmfleet("lab", "ssh", host, "sudo", "sh", "-c", f"'{command}'")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run

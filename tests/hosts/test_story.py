@@ -11,32 +11,7 @@ import pytest
 
 pytestmark = pytest.mark.hosts
 
-LAB = "story"
 HOSTS = ("story-1", "story-2")  # Debian 12 and Debian 13
-
-
-@pytest.fixture(scope="module")
-def inventory(kvmfleet):
-    """A bare lab of one Debian 12 and one Debian 13 host, removed at the end whatever happens."""
-    up = kvmfleet("lab", "up", LAB, "--yes", "--bare")
-    try:
-        assert up.returncode == 0, up.stderr
-        yield json.loads(kvmfleet("lab", "status", LAB, "--json").stdout)["inventory"]
-    finally:
-        down = kvmfleet("lab", "down", LAB, "--yes")
-        assert down.returncode == 0, down.stderr
-
-
-@pytest.fixture
-def on(kvmfleet):
-    """Runs a command as root on a host of the lab."""
-
-    def run(host, command):
-        done = kvmfleet("lab", "ssh", host, "sudo", "sh", "-c", f"'{command}'")
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    return run
 
 
 @pytest.fixture
@@ -158,5 +133,5 @@ def test_a_dead_host_is_unreachable_and_the_other_is_still_judged(validate, kvmf
     assert code == 1
     assert hosts[HOSTS[1]]["verdict"] == "unreachable"
     assert hosts[HOSTS[0]]["verdict"] in ("proven", "degraded")
-    assert kvmfleet("lab", "up", LAB, "--bare").returncode == 0
+    assert kvmfleet("lab", "up", "story", "--bare").returncode == 0
     assert validate("--boot", "proof")[0] == 0

@@ -1,0 +1,147 @@
+"""The rough side, on the hosts of the story: interrupted runs, two runs at once, a full disk, a host that says no."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.hosts
+
+HOSTS = ("story-1", "story-2")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _provisioned(kvmfleet, inventory):
+    done = kvmfleet("provision", "-i", inventory, "--boot", "none")
+    assert "failed" not in done.stdout, done.stdout
+
+
+def until(true, limit_s=60):
+    """Waits for something that another process does."""
+    end_s = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < end_s, "it did not happen in time"
+        time.sleep(0.1)
+
+
+def processes(*words):
+    """Command lines of this machine that hold all the words; those inside the hosts are among them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if all(word in line for word in words):
+                found.append(line)
+    return found
+
+
+def playing(inventory):
+    """Whether an ansible-playbook works on our inventory."""
+    return processes("ansible-playbook", str(inventory))
+
+
+PHASES = {
+    # what to run, and when to interrupt it
+    "reading the inventory": (["provision"], lambda inventory: processes("ansible-inventory", inventory)),
+    "converging": (["provision"], playing),
+    "a guest that boots": (["validate"], lambda _: processes("qemu-system", "guest=kvmfleet-proof-")),
+}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_ctrl_c_ends_everything_and_exits_130(kvmfleet_start, inventory, on, phase):
+    arguments, begun = PHASES[phase]
+    run = kvmfleet_start(*arguments, "-i", inventory)
+    until(lambda: begun(inventory) or run.poll() is not None)
+    os.killpg(run.pid, signal.SIGINT)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 130, err
+    assert "Traceback" not in err
+    assert "interrupted" in err
+    assert out == ""
+    assert processes(inventory) == []
+    until(lambda: not processes("guest=kvmfleet-proof-"), limit_s=30)  # libvirt ends the guest when its owner is gone
+    for host in HOSTS:
+        assert on(host, "virsh --connect qemu:///system list --all --name").strip() == ""
+        assert on(host, "find /var/lib/libvirt -name kvmfleet-proof-\\*") == ""
+
+
+def test_the_second_of_two_provisions_says_who_holds_the_lock(kvmfleet_start, kvmfleet, inventory):
+    first = kvmfleet_start("provision", "-i", inventory, "--boot", "none")
+    try:
+        until(lambda: playing(inventory))
+        second = kvmfleet("provision", "-i", inventory, "-l", HOSTS[1])
+        assert second.returncode == 1
+        assert re.search(rf"{HOSTS[1]}: held by `kvmfleet provision`, process {first.pid} of root on", second.stderr)
+    finally:
+        first.communicate(timeout=300)
+
+
+def test_a_full_disk_costs_the_history_and_not_the_report(kvmfleet, inventory, environment, tmp_path):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], check=True)
+    try:
+        with contextlib.suppress(OSError):
+            (tmp_path / "ballast").write_bytes(bytes(1 << 16))
+        full = environment | {"KVMFLEET_STATE_DIR": str(tmp_path)}
+        done = kvmfleet("validate", "-i", inventory, "--boot", "proof", "--json", env=full)
+        assert [host["verdict"] for host in json.loads(done.stdout)["hosts"]] == ["degraded", "degraded"]
+        assert done.returncode == 1
+        assert str(tmp_path) in done.stderr
+        assert "Traceback" not in done.stderr
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_host_that_fails_before_any_change_leaves_the_other_to_be_finished_and_proven(kvmfleet, inventory, on):
+    on(
+        HOSTS[0],
+        "cp /usr/lib/os-release /root/was; mv /etc/debian_version /root; sed -i s/[Dd]ebian/plan9/g /usr/lib/os-release",
+    )
+    try:
+        done = kvmfleet("provision", "-i", inventory, "--boot", "proof", "--json")
+        assert done.returncode == 2, done.stderr
+        hosts = {host["name"]: host for host in json.loads(done.stdout)["hosts"]}
+        assert hosts[HOSTS[0]]["converged"]["outcome"] == "failed"
+        assert hosts[HOSTS[0]]["converged"]["changed"] == 0
+        assert hosts[HOSTS[0]]["verdict"] == "failed"
+        assert "plan9 GNU/Linux 12 on x86_64 has no table of packages" in hosts[HOSTS[0]]["cause"]["summary"]
+        assert hosts[HOSTS[1]]["converged"]["outcome"] == "ok"
+        assert hosts[HOSTS[1]]["verdict"] in ("proven", "degraded")
+        assert "Traceback" not in done.stderr
+    finally:
+        on(HOSTS[0], "mv /root/was /usr/lib/os-release; mv /root/debian_version /etc")
+
+
+@pytest.mark.parametrize("variable", ["kvmfleet_profile=dreamland", '{"libvirt_users": ["nobody-here"]}'])
+def test_a_wrong_variable_fails_before_anything_is_changed(kvmfleet, inventory, variable):
+    done = kvmfleet("provision", "-i", inventory, "--boot", "none", "--json", "-e", variable)
+    for host in json.loads(done.stdout)["hosts"]:
+        assert host["converged"]["outcome"] == "failed", host["converged"]
+        assert host["converged"]["changed"] == 0
+        word = "dreamland" if "dreamland" in variable else "nobody-here"
+        assert word in host["converged"]["failure"]["message"]
+
+
+def test_a_host_that_loses_sudo_is_named_with_what_to_do(kvmfleet, inventory, on):
+    on(HOSTS[0], "mv /usr/bin/sudo /usr/bin/sudo.away")
+    try:
+        done = kvmfleet("validate", "-i", inventory, "--boot", "proof", "--json")
+        assert done.returncode == 1
+        host = json.loads(done.stdout)["hosts"][0]
+        assert host["verdict"] in ("unknown", "unreachable")
+        assert "sudo" in host["cause"]["summary"]
+        assert host["cause"]["fix"]
+    finally:
+        subprocess.run(["mv", *_paths_of_sudo(inventory)], check=True)
+
+
+def _paths_of_sudo(inventory):
+    """Nobody can become root there any more, but the host's files are ours."""
+    folder = Path(inventory).parent / "hosts" / HOSTS[0] / "root/usr/bin"
+    return [folder / "sudo.away", folder / "sudo"]
