@@ -63,6 +63,8 @@ def look(contract: Contract, depth: str, found: Dict[str, Any], deadline: Deadli
     types = ["kvm"] * (works and "kvm" in offered) + ["qemu"] * ("qemu" in offered and (emulated or not works))
     if not types:
         return {"outcome": "skipped", "detail": "libvirt offers no usable type of domain: {}".format(offered or "none")}
+    virsh = [shell.which("virsh"), "-c", contract.text("libvirt.uri", URI)]
+    folder = next((path for path in FOLDERS if os.path.isdir(path)), "/var/tmp")
     answer: Dict[str, Any] = {}
     for later, kind in enumerate(types, 1 - len(types)):
         seconds = min((deadline.left_s() - CLEANING_S) / (2 if later else 1), LONG_S)
@@ -70,7 +72,7 @@ def look(contract: Contract, depth: str, found: Dict[str, Any], deadline: Deadli
             raise OSError("{:.0f} s are left, too few to boot a guest".format(max(deadline.left_s(), 0)))
         if seconds >= SHORT_S:
             before = "with {domain_type}: {detail} ".format(**answer) if answer else ""
-            answer = boot(contract, kind, found["qemu"]["binary"], seconds)
+            answer = boot(virsh, folder, kind, found["qemu"]["binary"], seconds)
             answer["detail"] = before + answer["detail"]
         if answer["outcome"] == "works":
             break
@@ -112,12 +114,10 @@ class Proof:
         return [path for pattern in [self.disk, self.log, self.xml, *kept] for path in glob.glob(pattern)]
 
 
-def boot(contract: Contract, kind: str, emulator: str, seconds: float) -> Dict[str, Any]:
+def boot(virsh: List[str], folder: str, kind: str, emulator: str, seconds: float) -> Dict[str, Any]:
     """One domain of one type. `step` is the last milestone that was reached."""
-    folder = next((path for path in FOLDERS if os.path.isdir(path)), "/var/tmp")
     nonce = uuid.uuid4().hex
     proof = Proof(folder, uuid.uuid4().hex[:12])
-    virsh = [shell.which("virsh"), "-c", contract.text("libvirt.uri", URI)]
     answer: Dict[str, Any] = {"outcome": "broken", "domain_type": kind, "step": "", "detail": ""}
     begun, session = time.monotonic(), None
     try:

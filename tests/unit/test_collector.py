@@ -334,8 +334,17 @@ def test_a_guest_executes_and_its_speed_is_told() -> None:
 
 
 @needs_kvm
-def test_a_guest_that_does_something_else_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine_x86, "PROOF", machine_x86.PROOF.replace(b"\x34\x5a", b"\x34\x5b"))
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        pytest.param("345a", "345b", id="another-mask"),
+        pytest.param("ee", "90", id="nothing-to-the-port"),
+        pytest.param("8884ff00", "90909090", id="nothing-to-memory"),
+    ],
+)
+def test_a_guest_that_does_something_else_is_no_proof(right: str, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = machine_x86.PROOF.replace(bytes.fromhex(right), bytes.fromhex(wrong))
+    monkeypatch.setattr(machine_x86, "PROOF", code)
     answer = kvm.execute(lambda report: machine_x86.prove(report, bytes(16)))
     assert (answer["outcome"], answer["step"]) == ("broken", "compare")
 
