@@ -1,8 +1,8 @@
 """Ends a process with everything that it started.
 
 Ansible's workers lead sessions of their own, so a signal to the process group of `ansible-playbook` misses them, and
-what they started lives on without a parent. The tree is therefore read while it is whole, and each of its processes is
-known by number and start time, so that a number that was given away meanwhile is left alone.
+what they started goes on without a parent. The tree is therefore read while it is whole, and grown by whatever joins
+its sessions meanwhile. A daemon that a task started has left them, and stays.
 """
 
 from __future__ import annotations
@@ -20,48 +20,70 @@ KILL_S = 2.0
 
 
 class _Process(NamedTuple):
-    """Stays the same when its parent ends and it gets another one."""
+    """Stays the same when its parent ends; a number that is given away again comes with another start."""
 
     pid: int
     started: int  # clock ticks since boot: proc_pid_stat(5), field 22
 
 
+class _Place(NamedTuple):
+    parent: int
+    session: int
+
+
 def children(pid: int, marker: str) -> list[int]:
     """The direct children of `pid` that carry `marker` in their environment."""
-    return [p.pid for p, parent in _table().items() if parent == pid and marker.encode() in _environment(p.pid)]
+    return [p.pid for p, place in _table().items() if place.parent == pid and marker.encode() in _environment(p.pid)]
 
 
 def end(roots: list[int], *, term_s: float = TERM_S) -> None:
-    """Asks the trees under `roots` to end, waits, then kills what is left. The roots remain their parents' to reap."""
-    tree = _tree(roots) if roots else set()
+    """Asks the trees under `roots` to end, waits, then kills what is left. Each root must lead a session of its own.
+
+    The roots remain their parents' to reap.
+    """
+    family = _Family(roots)
     for number, patience_s in ((signal.SIGTERM, term_s), (signal.SIGKILL, KILL_S)):
-        for process in tree & _table().keys():
-            _signal(process.pid, number)
-        deadline = time.monotonic() + patience_s
-        while tree & _table().keys() and time.monotonic() < deadline:
+        deadline, told = time.monotonic() + patience_s, set[_Process]()
+        while (alive := family.alive()) and time.monotonic() < deadline:
+            for process in alive - told:
+                _signal(process.pid, number)
+            told |= alive
             time.sleep(0.05)
 
 
-def _tree(roots: list[int]) -> set[_Process]:
-    table = _table()
-    tree = {process for process in table if process.pid in roots}
-    while more := {p for p, parent in table.items() if p not in tree and any(parent == q.pid for q in tree)}:
-        tree |= more
-    return tree
+class _Family:
+    """Some processes, all that descend from them, and all that share a session with one of those."""
+
+    def __init__(self, roots: list[int]) -> None:
+        self._members = {process for process in _table() if process.pid in roots} if roots else set()
+        self._sessions: set[int] = set()
+
+    def alive(self) -> set[_Process]:
+        table = _table() if self._members else {}
+        while True:
+            parents = {process.pid for process in self._members & table.keys()}
+            self._sessions |= {table[process].session for process in self._members & table.keys()}
+            self._sessions.discard(os.getsid(0))  # ours: a root that shares it is the caller's mistake, not our end
+            joined = {p for p, place in table.items() if place.parent in parents or place.session in self._sessions}
+            if joined <= self._members:
+                return self._members & table.keys()
+            self._members |= joined
 
 
-def _table() -> dict[_Process, int]:
-    """Every process with its parent's number, but zombies: those have ended, whoever has yet to read their status."""
+def _table() -> dict[_Process, _Place]:
+    """Every process but zombies: those have ended, whoever has yet to read their status."""
     return dict(entry for path in Path("/proc").iterdir() if path.name.isdecimal() and (entry := _read(path)))
 
 
-def _read(path: Path) -> tuple[_Process, int] | None:
+def _read(path: Path) -> tuple[_Process, _Place] | None:
     try:
         # The name in parentheses may hold spaces and parentheses itself.
-        state, parent, *rest = (path / "stat").read_bytes().rpartition(b") ")[2].split()
+        state, parent, _group, session, *rest = (path / "stat").read_bytes().rpartition(b") ")[2].split()
     except (OSError, ValueError):
         return None
-    return None if state in {b"Z", b"X"} else (_Process(int(path.name), int(rest[17])), int(parent))
+    if state in {b"Z", b"X"}:
+        return None
+    return _Process(int(path.name), int(rest[15])), _Place(int(parent), int(session))
 
 
 def _environment(pid: int) -> bytes:

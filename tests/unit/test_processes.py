@@ -27,13 +27,48 @@ def alive(pid: int) -> bool:
 
 
 def test_a_grandchild_in_a_session_of_its_own_that_ignores_sigterm_is_ended() -> None:
-    with subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as child:
         assert child.stdout
         grandchild = int(child.stdout.readline())
         assert alive(grandchild)
         processes.end([child.pid], term_s=0.5)
         assert not alive(grandchild)
         assert not alive(child.pid)
+
+
+LATE = """
+import os, signal, subprocess, sys, time
+def late(number, frame):
+    child = subprocess.Popen(["sh", "-c", "trap '' TERM; echo $$; while :; do sleep 0.1; done"])
+    os._exit(0)
+signal.signal(signal.SIGTERM, late)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_child_that_is_started_at_the_last_moment_is_ended() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", LATE], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as child:
+        assert child.stdout
+        assert child.stdout.readline() == "ready\n"
+        processes.end([child.pid], term_s=1)
+        orphan = int(child.stdout.readline())
+        assert not alive(orphan)
+
+
+def test_what_left_the_session_is_a_daemon_and_stays() -> None:
+    script = "(setsid sleep 95.5 > /dev/null 2>&1 & echo $!); sleep 95.5"
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True) as child:
+        assert child.stdout
+        daemon = int(child.stdout.readline())
+        processes.end([child.pid])
+        assert not alive(child.pid)
+        assert alive(daemon)
+        os.kill(daemon, 9)
 
 
 def test_nothing_to_end_is_no_error() -> None:
