@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
-import shlex
-import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncssh
 
 from orchestrator.question import Answer, Question, Silence, command_line, hear
 from orchestrator.route import SshRoute
+from orchestrator.ssh_failure import Target, explain
 from orchestrator.ssh_trust import HostKeys, KnownHosts
 from orchestrator.text import printable
 
 __all__ = ["Ssh"]
 
 _DEFAULT_KEYS = ("id_ed25519_sk", "id_ecdsa_sk", "id_ed25519", "id_ecdsa", "id_rsa")
+
+
+class _Call(NamedTuple):
+    """One attempt at one host."""
+
+    arguments: dict[str, Any]  # of asyncssh.connect
+    host_keys: HostKeys
+    target: Target
 
 
 class Ssh:
@@ -42,7 +48,7 @@ class Ssh:
         try:
             connection = await asyncssh.connect(route.address, **call.arguments)
         except (OSError, asyncssh.Error) as e:
-            return call.explain(e)
+            return Silence(*call.host_keys.refusal) if call.host_keys.refusal else explain(e, call.target)
         try:
             return await _converse(connection, route, question)
         except (OSError, asyncssh.Error) as e:
@@ -82,7 +88,16 @@ class Ssh:
             **({"agent_identities": [f"{p}.pub" for p in paths if Path(f"{p}.pub").is_file()]}
                if route.identities_only else {}),
         }  # fmt: skip
-        return _Call(route, configured, host_keys, {path: self._key(path) for path in paths}, arguments)
+        target = Target(
+            address=str(configured.host or route.address),
+            port=int(configured.port or 22),
+            user=str(configured.username),
+            jump=route.jump or str(configured.tunnel or ""),
+            timeout_s=route.connect_timeout_s,
+            keys={path: key if isinstance(key := self._key(path), str) else "" for path in paths},
+            password=bool(route.password),
+        )
+        return _Call(arguments, host_keys, target)
 
     def _key_paths(self, route: SshRoute, configured: asyncssh.SSHClientConnectionOptions) -> list[str]:
         """As ssh does: the command line's, then the configuration's, and the default names only if there is none."""
@@ -105,76 +120,6 @@ def _read_key(path: str) -> asyncssh.SSHKey | str:
         return (e.strerror or str(e)).lower()
     except asyncssh.KeyImportError as e:
         return "has a passphrase and is not in the agent" if "assphrase" in str(e) else "is no private key"
-
-
-class _Call:
-    """One attempt at one host, and what its failure means."""
-
-    def __init__(
-        self,
-        route: SshRoute,
-        configured: asyncssh.SSHClientConnectionOptions,
-        host_keys: HostKeys,
-        keys: dict[str, asyncssh.SSHKey | str],
-        arguments: dict[str, Any],
-    ) -> None:
-        self.arguments = arguments
-        self._route = route
-        self._user = str(configured.username)
-        self._address = str(configured.host or route.address)
-        self._port = int(configured.port or 22)
-        self._host_keys = host_keys
-        self._keys = keys
-
-    def explain(self, error: Exception) -> Silence:
-        """From the error to a sentence; the order matters, as the later ones include the earlier."""
-        where = f"{printable(self._address)} port {self._port}"
-        match error:
-            case asyncssh.HostKeyNotVerifiable() | asyncssh.KeyExchangeFailed() if self._host_keys.refusal:
-                return Silence(*self._host_keys.refusal)
-            case asyncssh.PermissionDenied():
-                return self._denied()
-            case socket.gaierror():
-                return Silence(
-                    f"the name {printable(self._address)} does not resolve: {error.strerror}",
-                    "Check the spelling in the inventory, or set ansible_host to an address.",
-                )
-            case TimeoutError():
-                return Silence(
-                    f"{where} did not answer within {self._route.connect_timeout_s:g} s",
-                    "Is it powered on, and does a firewall drop ssh? -T changes the time.",
-                )
-            case asyncssh.ConnectionLost() | ConnectionResetError():
-                return Silence(
-                    f"{where} closed the connection before ssh was established",
-                    "Is it sshd that listens there? If so, its log says why: MaxStartups, DenyUsers, fail2ban, ...",
-                )
-            case OSError():
-                return _network(error, where)
-        return Silence(f"ssh to {where} failed: {printable(str(error))}", f"Try by hand: {self._by_hand()}")
-
-    def _denied(self) -> Silence:
-        tried = ", ".join(
-            path if not isinstance(key, str) else f"{path} ({key})" for path, key in sorted(self._keys.items())
-        )
-        how = "a password" if self._route.password else "no password"
-        agent = "the agent's keys" if os.environ.get("SSH_AUTH_SOCK") else "no agent"
-        return Silence(
-            f"{printable(self._address)} does not let {printable(self._user)} in; "
-            f"tried {tried or 'no key file'}, {agent}, {how}",
-            f"Name the user with -u and the key with --private-key. Try by hand: {self._by_hand()}",
-        )
-
-    def _by_hand(self) -> str:
-        return shlex.join(["ssh", "-p", str(self._port), f"{self._user}@{self._address}", "true"])
-
-
-def _network(error: OSError, where: str) -> Silence:
-    if isinstance(error, ConnectionRefusedError):
-        return Silence(f"{where} refused the connection", "Is sshd running there, and is this its port?")
-    if error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH):
-        return Silence(f"no route to {where}", "Check the network between here and there: ip route get ADDRESS")
-    return Silence(f"cannot connect to {where}: {printable(error.strerror or str(error))}", "Check the network.")
 
 
 async def _converse(connection: asyncssh.SSHClientConnection, route: SshRoute, question: Question) -> Answer:

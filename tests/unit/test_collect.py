@@ -209,8 +209,22 @@ def test_accept_new_remembers_a_new_key_and_refuses_a_changed_one(honest: Sshd, 
 
 def test_known_hosts_none_in_the_configuration_trusts_nobody(honest: Sshd, tmp_path: Path) -> None:
     write_config(tmp_path, "UserKnownHostsFile none")
+    (tmp_path / "home" / ".ssh" / "known_hosts").write_text(honest.known_hosts.read_text())
     (answer,) = ask(honest.host(ssh_args=""))
     assert "is not known" in answer.problem
+
+
+def test_ssh_s_own_known_hosts_is_read(honest: Sshd, tmp_path: Path) -> None:
+    write_config(tmp_path, "# nothing")
+    (tmp_path / "home" / ".ssh" / "known_hosts").write_text(honest.known_hosts.read_text())
+    (answer,) = ask(honest.host(ssh_args=""))
+    assert answer.problem == ""
+
+
+def test_a_stale_agent_does_not_stand_in_the_way(honest: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSH_AUTH_SOCK", "/nonexistent/agent")
+    (answer,) = ask(honest.host())
+    assert answer.problem == ""
 
 
 def fingerprint(key: Path) -> str:
@@ -259,18 +273,24 @@ def test_a_broken_ssh_configuration_is_named(honest: Sshd, tmp_path: Path) -> No
     assert "line 1" in answer.problem
 
 
-def test_a_host_behind_a_jump_host_is_reached(honest: Sshd, tmp_path: Path) -> None:
+def test_a_host_behind_a_jump_host_is_reached_through_it_alone(honest: Sshd, tmp_path: Path) -> None:
     write_config(
         tmp_path,
-        "Host jump",
+        "Host jump dead",
         "  HostName 127.0.1.1",
-        f"  Port {honest.port}",
         f"  IdentityFile {honest.key}",
         f"  UserKnownHostsFile {honest.known_hosts}",
+        "Host jump",
+        f"  Port {honest.port}",
+        "Host dead",
+        "  Port 1",
     )
-    arguments = f"-J jump -o UserKnownHostsFile={honest.known_hosts}"
-    (answer,) = ask(honest.host(address="127.0.1.2", ssh_args=arguments))
-    assert answer.problem == ""
+    known = f"-o UserKnownHostsFile={honest.known_hosts}"
+    alive, dead = ask(
+        *(honest.host(jump, address="127.0.1.2", ssh_args=f"-J {jump} {known}") for jump in ("jump", "dead"))
+    )
+    assert alive.problem == ""
+    assert "(through dead) refused the connection" in dead.problem
 
 
 # --- hosts that answer with anything but evidence
@@ -411,6 +431,7 @@ def test_a_local_flood_is_not_read(tmp_path: Path) -> None:
     question = msgspec.structs.replace(QUESTION, program=b"while True: print('x' * 65536)")
     (answer,) = ask(msgspec.structs.replace(LOCAL, variables={"ansible_become": os.geteuid() == 0}), question=question)
     assert "more than 1 MiB" in answer.problem
+    assert answer.bytes_received < 2 * LIMIT
 
 
 def has_ended(pid: int) -> bool:
