@@ -8,7 +8,7 @@ import msgspec
 
 from orchestrator.model import Contract, Evidence, Finding, Profile
 
-__all__ = ["Case", "Check", "Explanation", "check", "failed", "not_applicable", "passed", "warned"]
+__all__ = ["Case", "Check", "Explanation", "check", "differences", "failed", "not_applicable", "passed", "warned"]
 
 
 class Case(msgspec.Struct, frozen=True):

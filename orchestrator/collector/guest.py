@@ -71,9 +71,11 @@ def look(contract: Contract, depth: str, found: Dict[str, Any], deadline: Deadli
         if seconds < SHORT_S and not answer:
             raise OSError("{:.0f} s are left, too few to boot a guest".format(max(deadline.left_s(), 0)))
         if seconds >= SHORT_S:
-            before = "with {domain_type}: {detail} ".format(**answer) if answer else ""
+            before, left = (
+                ("with {domain_type}: {detail} ".format(**answer), answer["leftovers"]) if answer else ("", [])
+            )
             answer = boot(virsh, folder, kind, found["qemu"]["binary"], seconds)
-            answer["detail"] = before + answer["detail"]
+            answer.update(detail=before + answer["detail"], leftovers=left + answer["leftovers"])
         if answer["outcome"] == "works":
             break
     return answer
