@@ -27,7 +27,7 @@ def bare_lab() -> str:
 
 
 def provision(inventory: str) -> Run:
-    options = ("-i", inventory, "-l", OURS, "--boot", "none", "--json")
+    options = ("-i", inventory, "-l", OURS, "--boot", "proof", "--json")
     return run(KVMFLEET, "provision", *options, codes=(0, 2))
 
 

@@ -13,19 +13,19 @@ from measure import BIN, KVMFLEET, by_turns, heading, median_cpu_s, median_wall_
 
 rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 20
 commands: dict[str, tuple[str | Path, ...]] = {
-    "ansible --version": (BIN / "ansible", "--version"),
-    "./kvmfleet --help": (KVMFLEET, "--help"),
+    "`ansible --version`": (BIN / "ansible", "--version"),
+    "`./kvmfleet --help`": (KVMFLEET, "--help"),
     "the same without the launcher": (BIN / "python", "-P", "-m", "orchestrator", "--help"),
-    "python -c pass": (BIN / "python", "-c", "pass"),
+    "`python -c pass`": (BIN / "python", "-c", "pass"),
 }
 heading("Start-up", rounds)
 runs = by_turns({name: partial(run, *command) for name, command in commands.items()}, rounds)
-base_s = median_wall_s(runs["ansible --version"])
+base_s = median_wall_s(runs["`ansible --version`"])
 table(
     ("command", "wall", "processor", "wall against ansible --version"),
     (
         (
-            f"`{name}`",
+            name,
             f"{median_wall_s(r) * 1e3:.0f} ms",
             f"{median_cpu_s(r) * 1e3:.0f} ms",
             f"{median_wall_s(r) / base_s:.2f}",
