@@ -85,8 +85,7 @@ class Ssh:
             "client_version": "kvmfleet",
             **({"tunnel": route.jump} if route.jump else {}),
             **({"password": route.password} if route.password else {}),
-            **({"agent_identities": [f"{p}.pub" for p in paths if Path(f"{p}.pub").is_file()]}
-               if route.identities_only else {}),
+            **(_only(paths) if route.identities_only or configured.config.get("IdentitiesOnly") else {}),
         }  # fmt: skip
         target = Target(
             address=str(configured.host or route.address),
@@ -111,6 +110,12 @@ class Ssh:
         if path not in self._keys:
             self._keys[path] = _read_key(path)
         return self._keys[path]
+
+
+def _only(paths: list[str]) -> dict[str, Any]:
+    """IdentitiesOnly: of the agent's keys only those whose public half lies beside a key file, so maybe none."""
+    public = [f"{path}.pub" for path in paths if Path(f"{path}.pub").is_file()]
+    return {"agent_identities": public} if public else {"agent_path": None, "agent_identities": None}
 
 
 def _read_key(path: str) -> asyncssh.SSHKey | str:

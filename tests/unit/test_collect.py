@@ -495,16 +495,47 @@ def wait_for(answer: Callable[[], bool]) -> None:
     raise AssertionError("it never happened")
 
 
-def test_an_agent_is_asked_for_its_keys(honest: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    socket_path = tmp_path / "agent"
-    with subprocess.Popen(["ssh-agent", "-D", "-a", str(socket_path)], stdout=subprocess.DEVNULL) as agent:
-        try:
-            monkeypatch.setenv("SSH_AUTH_SOCK", str(socket_path))
-            wait_for(socket_path.exists)
-            (refused,) = ask(honest.host(private_key=""))
-            assert "the agent's keys" in refused.problem
-            subprocess.run(["ssh-add", "-q", str(honest.key)], check=True)
-            (answer,) = ask(honest.host(private_key=""))
-            assert answer.problem == ""
-        finally:
-            agent.terminate()
+@pytest.fixture
+def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    path = tmp_path / "agent"
+    with subprocess.Popen(["ssh-agent", "-D", "-a", str(path)], stdout=subprocess.DEVNULL) as process:
+        wait_for(path.exists)
+        monkeypatch.setenv("SSH_AUTH_SOCK", str(path))
+        yield
+        process.terminate()
+
+
+def test_an_agent_is_asked_for_its_keys(honest: Sshd, agent: None) -> None:
+    (refused,) = ask(honest.host(private_key=""))
+    assert "the agent's keys" in refused.problem
+    subprocess.run(["ssh-add", "-q", str(honest.key)], check=True)
+    (answer,) = ask(honest.host(private_key=""))
+    assert answer.problem == ""
+
+
+def test_a_key_with_a_passphrase_is_used_through_the_agent(honest: Sshd, agent: None, tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    locked.write_bytes(honest.key.read_bytes())
+    locked.chmod(0o600)
+    (tmp_path / "locked.pub").write_text(honest.key.with_suffix(".pub").read_text())
+    subprocess.run(["ssh-keygen", "-q", "-p", "-P", "", "-N", "secret", "-f", str(locked)], check=True)
+    subprocess.run(["ssh-add", "-q", str(honest.key)], check=True)
+    known = f"-o UserKnownHostsFile={honest.known_hosts} -o IdentitiesOnly=yes"
+    (answer,) = ask(honest.host(private_key=str(locked), ssh_args=known))
+    assert answer.problem == ""
+
+
+@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize("place", ["arguments", "configuration"])
+def test_identitiesonly_keeps_the_agent_s_other_keys_back(
+    honest: Sshd, agent: None, tmp_path: Path, place: str, beside: bool
+) -> None:
+    other = make_key(tmp_path / "other")
+    if not beside:
+        other.with_suffix(".pub").unlink()
+    subprocess.run(["ssh-add", "-q", str(honest.key)], check=True)
+    write_config(tmp_path, "IdentitiesOnly yes" if place == "configuration" else "# nothing")
+    more = " -o IdentitiesOnly=yes" if place == "arguments" else ""
+    known = f"-o UserKnownHostsFile={honest.known_hosts}{more}"
+    (answer,) = ask(honest.host(private_key=str(other), ssh_args=known))
+    assert "does not let" in answer.problem
