@@ -257,6 +257,19 @@ def test_nothing_is_left_of_an_up_that_was_killed(state, lab, message, delay_s, 
     assert left_behind(killed.id, killed.folder) == []
 
 
+def test_nothing_is_left_of_an_up_that_was_killed_while_it_made_its_network(state, lab):
+    delay_s, hits = 0.1, 0
+    while hits < 4:  # later and later, until it had begun with the network four times
+        with subprocess.Popen([sys.executable, "-c", UP, "early"], stdout=subprocess.DEVNULL) as up:
+            time.sleep(delay_s)
+            up.send_signal(signal.SIGKILL)
+        early, folder = labs.record.read("early"), labs.record.folder_of("early")
+        if folder.exists():
+            hits += any(trace.startswith("interface") for trace in labs.down("early", progress=quiet))
+        assert left_behind(early.id if early else str(folder), folder) == []
+        delay_s *= 1.1
+
+
 def test_a_killed_build_leaves_no_process_and_no_image(state, tmp_path, monkeypatch):
     monkeypatch.setenv("KVMFLEET_CACHE_DIR", str(tmp_path))
     up = subprocess.Popen([sys.executable, "-c", UP, "build"], stdout=subprocess.PIPE, text=True)
