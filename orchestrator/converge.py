@@ -13,18 +13,19 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-from orchestrator import failure, paths, processes
-from orchestrator.ansible_read import explain, program
+from orchestrator import paths, processes
+from orchestrator.ansible_read import program
 from orchestrator.errors import ConvergeError, Interrupted
 from orchestrator.inventory import AnsibleOptions, Fleet, Secrets
-from orchestrator.model import HostConverged, TaskFailure
-from orchestrator.text import printable, printable_lines
+from orchestrator.model import HostConverged
+from orchestrator.tally import Progress, Tally
+from orchestrator.text import printable
 
 __all__ = ["Progress", "converge"]
 
@@ -33,19 +34,6 @@ FORKS_PER_CPU = 4
 TICK_S = 0.2
 PATIENCE_S = 10.0
 LONGEST_TEMPORARY = 50  # a socket's path has room for 108 bytes, and ssh adds 40 to its own
-KEPT_LINES = 400
-
-Outcome = Literal["task", "start", "ok", "changed", "skipped", "failed", "ignored", "unreachable", "text"]
-
-
-class Progress(msgspec.Struct, frozen=True):
-    """One step of a run, for whoever draws it: a task began, a host finished it, or Ansible had something to say."""
-
-    outcome: Outcome
-    task: str = ""  # "role : task"
-    host: str = ""  # "" when a task begins
-    done: int = 0  # tasks that this host has finished, skipped ones among them
-    text: str = ""  # why a task failed; a diff (-D) or details (-v) with their line breaks
 
 
 def converge(
@@ -66,7 +54,7 @@ def converge(
         ConvergeError: Ansible could not run the playbook at all.
         Interrupted: by KeyboardInterrupt or because `cancelled` said so; nothing of the run is left.
     """
-    tally = _Tally(fleet)
+    tally = Tally(host.name for host in fleet.hosts)
     with _folder() as folder:
         _write_inputs(folder, fleet, secrets, intents)
         command = [*_arguments(folder, fleet, options, secrets), _playbook(playbook)]
@@ -189,7 +177,6 @@ class _Run:
         self._command = command
         self._environment = environment
         self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        self._stopping = threading.Event()
         self._killed = threading.Event()
         self._thread = threading.Thread(target=self._work, name="ansible-runner", daemon=True)
         self._problem: Exception | None = None
@@ -211,8 +198,7 @@ class _Run:
             raise ConvergeError(f"Ansible could not be run: {printable(str(self._problem))}") from self._problem
 
     def stop(self) -> None:
-        """Ends what still runs. A second Ctrl-C while Ansible is asked to end makes it a kill."""
-        self._stopping.set()
+        """Ends what still runs, or is about to. A second Ctrl-C while Ansible is asked to end makes it a kill."""
         try:
             while self._thread.is_alive():
                 processes.end(processes.children(os.getpid(), str(self._folder)))
@@ -236,7 +222,7 @@ class _Run:
                 fact_cache_type="",  # anything but its "jsonfile" leaves the user's own cache alone
                 quiet=True,
                 event_handler=self._hear,
-                status_handler=self._about_to_start,
+                status_handler=self._scrub,
                 cancel_callback=self._killed.is_set,
             )
             self.status = runner.rc
@@ -250,124 +236,20 @@ class _Run:
         self._queue.put(event)
         return False
 
-    def _about_to_start(self, status: Mapping[str, Any], runner_config: Any) -> None:
-        """The last moment before there is a process: removes the dump that was made of the whole environment."""
+    @staticmethod
+    def _scrub(status: Mapping[str, Any], runner_config: Any) -> None:
+        """Removes the dump of the whole environment that ansible-runner makes before it starts anything."""
         if status["status"] == "running":
             Path(runner_config.artifact_dir, "command").unlink(missing_ok=True)
-            if self._stopping.is_set():
-                raise Interrupted("interrupted before Ansible started")
 
 
 def _end_connections(folder: Path) -> None:
     """Ends the ssh processes that Ansible keeps in the background for a minute."""
     for socket in (folder / "cp").glob("*"):
-        subprocess.run(
-            ["ssh", "-O", "exit", "-o", f"ControlPath={socket}", "kvmfleet"],
-            capture_output=True,
-            check=False,
-            timeout=5,
-        )
-
-
-class _Counts(msgspec.Struct):
-    ok: int = 0
-    changed: int = 0
-    skipped: int = 0
-    failed: int = 0
-    unreachable: bool = False
-    failure: TaskFailure | None = None
-
-
-_HOST_EVENTS: Mapping[str, Outcome] = {
-    "runner_on_start": "start",
-    "runner_on_ok": "ok",
-    "runner_on_skipped": "skipped",
-    "runner_on_failed": "failed",
-    "runner_on_unreachable": "unreachable",
-}
-
-
-class _Tally:
-    """Counts for itself: ansible-runner has no statistics when its events are not kept, or when the run was ended."""
-
-    def __init__(self, fleet: Fleet) -> None:
-        self._hosts = {host.name: _Counts() for host in fleet.hosts}
-        self._lines: list[str] = []
-        self._finished = False
-
-    def count(self, event: Mapping[str, Any], options: AnsibleOptions) -> Iterator[Progress]:
-        name, data = event.get("event", ""), event.get("event_data") or {}
-        text = event.get("stdout") or ""
-        if name == "playbook_on_task_start":
-            yield Progress("task", task=_title(data))
-        elif name == "playbook_on_stats":
-            self._settle(data)
-        elif name in _HOST_EVENTS and data.get("host") in self._hosts:
-            yield self._step(_HOST_EVENTS[name], data)
-        elif name in {"verbose", "error", "warning", "deprecated", "system_warning"}:
-            self._lines = [*self._lines[-KEPT_LINES:], text]
-        if text and (options.verbosity or (options.diff and name == "runner_on_file_diff")):
-            yield Progress("text", task=_title(data), host=data.get("host", ""), text=printable_lines(text))
-
-    def _step(self, outcome: Outcome, data: Mapping[str, Any]) -> Progress:
-        counts, result, why = self._hosts[data["host"]], data.get("res") or {}, ""
-        if outcome == "failed" and data.get("ignore_errors"):
-            outcome = "ignored"
-        elif outcome == "ok" and result.get("changed"):
-            outcome = "changed"
-        counts.ok += outcome in {"ok", "changed", "ignored"}
-        counts.changed += outcome == "changed"
-        counts.skipped += outcome == "skipped"
-        counts.failed += outcome == "failed"
-        counts.unreachable |= outcome == "unreachable"
-        if outcome in {"failed", "unreachable"}:
-            why = failure.message(result)
-            role = data.get("role", "")
-            counts.failure = TaskFailure(task=_title(data), message=why, role=role, item=failure.item(result))
-        done = counts.ok + counts.skipped + counts.failed
-        return Progress(outcome, task=_title(data), host=data["host"], done=done, text=why)
-
-    def _settle(self, data: Mapping[str, Any]) -> None:
-        """Ansible's own totals are right where events are not: it knows what a `rescue` has mended."""
-        self._finished = True
-        for host, counts in self._hosts.items():
-            counts.ok, counts.changed = data["ok"].get(host, 0), data["changed"].get(host, 0)
-            counts.skipped, counts.failed = data["skipped"].get(host, 0), data["failures"].get(host, 0)
-            counts.unreachable = bool(data["dark"].get(host))
-            if not counts.failed and not counts.unreachable:
-                counts.failure = None
-
-    def results(self, status: int) -> tuple[HostConverged, ...]:
-        """One for each host. Raises ConvergeError when the playbook ended for a reason that is no host's."""
-        results = tuple(_result(host, counts) for host, counts in self._hosts.items())
-        if not self._finished or (status and not any(r.outcome in {"failed", "unreachable"} for r in results)):
-            reason, position = explain("\n".join(self._lines))
-            where = f"{position}: " if position else ""
-            raise ConvergeError(
-                f"{where}{reason or f'Ansible ended with status {status} and gave no reason'}",
-                hint="Nothing is known about the hosts of this run. Run it again with -vvv to see more.",
+        with suppress(subprocess.TimeoutExpired):
+            subprocess.run(
+                ["ssh", "-O", "exit", "-o", f"ControlPath={socket}", "kvmfleet"],
+                capture_output=True,
+                check=False,
+                timeout=5,
             )
-        return results
-
-
-def _result(host: str, counts: _Counts) -> HostConverged:
-    outcome: Literal["ok", "failed", "unreachable", "skipped"] = "ok" if counts.ok or counts.skipped else "skipped"
-    if counts.unreachable:
-        outcome = "unreachable"
-    elif counts.failed:
-        outcome = "failed"
-    return HostConverged(
-        host=host,
-        outcome=outcome,
-        ok=counts.ok,
-        changed=counts.changed,
-        skipped=counts.skipped,
-        failed=counts.failed,
-        failure=counts.failure,
-    )
-
-
-def _title(data: Mapping[str, Any]) -> str:
-    task = printable(str(data.get("task") or data.get("name") or ""), 200)
-    role = printable(str(data.get("role") or ""), 100)
-    return f"{role} : {task}" if role and not task.startswith(f"{role} : ") else task
