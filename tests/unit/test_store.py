@@ -121,6 +121,12 @@ def test_a_finished_run_says_how_it_ended(store: Store) -> None:
     assert run.finished_at_s >= run.started_at_s
 
 
+def test_a_run_may_finish_without_an_exit_status(store: Store) -> None:
+    store.begin("validate").finish("finished")
+    (run,) = store.runs()
+    assert (run.state, run.exit_status) == ("finished", None)
+
+
 def test_the_baseline_stays_what_it_was_until_a_new_one_is_set(store: Store) -> None:
     store.begin("provision").record(result(hostname="good"), baseline=True)
     store.begin("validate").record(result(hostname="later"))
