@@ -297,7 +297,7 @@ def _install_prerequisites(yes: bool) -> None:
     from orchestrator.lab import prerequisites
 
     packages = prerequisites.missing()
-    if not packages:
+    if not packages or os.geteuid() != 0:  # without root there will be no lab, and labs.up says so
         return
     command = " ".join(prerequisites.install_command(packages))
     if not yes:

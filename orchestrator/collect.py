@@ -9,17 +9,18 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from orchestrator import collect_ansible, local, payload
+from orchestrator import payload
 from orchestrator.ansible_cfg import Settings
 from orchestrator.errors import Interrupted
 from orchestrator.inventory import AnsibleOptions, Host, Secrets
 from orchestrator.model import Collected, Depth
-from orchestrator.question import Answer, Question, Silence, interpret, too_late
-from orchestrator.route import AnsibleRoute, LocalRoute, SshRoute, choose
+from orchestrator.reach import local, through_ansible
+from orchestrator.reach.question import Answer, Question, Silence, interpret, too_late
+from orchestrator.reach.route import AnsibleRoute, LocalRoute, SshRoute, choose
 from orchestrator.text import printable
 
 if TYPE_CHECKING:
-    from orchestrator.ssh import Ssh
+    from orchestrator.reach.ssh import Ssh
 
 __all__ = ["ask_all", "collect"]
 
@@ -123,7 +124,7 @@ class _Sessions:
         if isinstance(route, LocalRoute):
             return await local.ask(route, self._question)
         if not self._ssh:
-            from orchestrator.ssh import Ssh  # asyncssh takes 0.2 s to import
+            from orchestrator.reach.ssh import Ssh  # asyncssh takes 0.2 s to import
 
             self._ssh = Ssh()
         return await self._ssh.ask(route, self._question)
@@ -142,7 +143,7 @@ async def _through_ansible(
         return
     stop = threading.Event()
     work = asyncio.ensure_future(
-        asyncio.to_thread(collect_ansible.ask, hosts, question, options, secrets, settings, stop.is_set)
+        asyncio.to_thread(through_ansible.ask, hosts, question, options, secrets, settings, stop.is_set)
     )
     try:
         answers = await asyncio.shield(work)

@@ -20,7 +20,7 @@ from orchestrator import payload
 from orchestrator.collect import ask_all, collect
 from orchestrator.inventory import AnsibleOptions, Host
 from orchestrator.model import Collected, Evidence
-from orchestrator.question import LIMIT, Question
+from orchestrator.reach.question import LIMIT, Question
 
 pytestmark = pytest.mark.skipif(not SSHD, reason="openssh-server is not installed")
 
@@ -260,7 +260,7 @@ def test_the_configuration_of_ssh_may_say_how_strict_to_be(honest: Sshd, tmp_pat
     )
     # ssh itself reads the home of the password database, so the file has to be named to both
     write_config(tmp_path, f"Include {tmp_path}/config")
-    from orchestrator import ssh_trust
+    from orchestrator.reach import ssh_trust
 
     assert ssh_trust.ask_ssh("127.0.0.1", 0, "", config=str(tmp_path / "config")) == "off"
     assert ssh_trust.ask_ssh("127.0.0.2", 0, "", config=str(tmp_path / "config")) == "strict"
@@ -459,7 +459,7 @@ time.sleep(30)
 import sys
 from orchestrator.collect import ask_all
 from orchestrator.inventory import AnsibleOptions, Host
-from orchestrator.question import Question
+from orchestrator.reach.question import Question
 question = Question({program.encode()!r}, lambda raw: None, 300.0)
 become = {{"ansible_become": {root}}}
 known = "-o UserKnownHostsFile={honest.known_hosts}"

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.inventory import Host, Secrets
-from orchestrator.route import AnsibleRoute, LocalRoute, SshRoute, choose
-from orchestrator.ssh_arguments import parse
+from orchestrator.reach.route import AnsibleRoute, LocalRoute, SshRoute, choose
+from orchestrator.reach.ssh_arguments import parse
 
 
 def ssh(secrets: Secrets = Secrets(), **fields: Any) -> SshRoute:  # noqa: B008

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import asyncssh
 
-from orchestrator.route import SshRoute, Trust
+from orchestrator.reach.route import SshRoute, Trust
 from orchestrator.text import printable
 
 __all__ = ["HostKeys", "KnownHosts", "ask_ssh"]

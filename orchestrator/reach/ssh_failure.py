@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import asyncssh
 import msgspec
 
-from orchestrator.question import Silence
+from orchestrator.reach.question import Silence
 from orchestrator.text import printable
 
 __all__ = ["Target", "explain"]

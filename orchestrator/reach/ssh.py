@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import asyncssh
 
-from orchestrator.question import Answer, Question, Silence, command_line, hear
-from orchestrator.route import SshRoute
-from orchestrator.ssh_failure import Target, explain
-from orchestrator.ssh_trust import HostKeys, KnownHosts
+from orchestrator.reach.question import Answer, Question, Silence, command_line, hear
+from orchestrator.reach.route import SshRoute
+from orchestrator.reach.ssh_failure import Target, explain
+from orchestrator.reach.ssh_trust import HostKeys, KnownHosts
 from orchestrator.text import printable
 
 __all__ = ["Ssh"]

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from orchestrator import ssh_arguments
 from orchestrator.inventory import Host, Secrets
+from orchestrator.reach import ssh_arguments
 
 __all__ = ["AnsibleRoute", "LocalRoute", "Route", "SshRoute", "Trust", "choose"]
 

@@ -12,7 +12,17 @@ from orchestrator.ansible_cfg import Settings
 from orchestrator.converge import converge
 from orchestrator.inventory import AnsibleOptions, Fleet, Host, Secrets
 from orchestrator.model import Collected, HostConverged
-from orchestrator.question import LIMIT, PYTHONS, Answer, Question, Silence, argv, interpret, sudo_problem, too_late
+from orchestrator.reach.question import (
+    LIMIT,
+    PYTHONS,
+    Answer,
+    Question,
+    Silence,
+    argv,
+    interpret,
+    sudo_problem,
+    too_late,
+)
 
 __all__ = ["ask"]
 

@@ -105,7 +105,7 @@ no-python: {{ansible_ssh_extra_args: {ONLY_ANSIBLE}, ansible_python_interpreter:
 
 def test_a_host_that_hangs_is_given_up_at_its_deadline(server: Sshd, tmp_path: Path) -> None:
     from orchestrator.collect import ask_all
-    from orchestrator.question import Question
+    from orchestrator.reach.question import Question
 
     options = AnsibleOptions(
         inventory=(str(write(tmp_path, server, f"slow: {{ansible_ssh_extra_args: {ONLY_ANSIBLE}}}")),)
@@ -127,7 +127,7 @@ def test_an_interrupt_ends_ansible_too(server: Sshd, tmp_path: Path) -> None:
 import sys
 from orchestrator.collect import ask_all
 from orchestrator.inventory import AnsibleOptions, load
-from orchestrator.question import Question
+from orchestrator.reach.question import Question
 options = AnsibleOptions(inventory=({str(inventory)!r},))
 program = b"import time; open({str(mark)!r}, 'w').close(); time.sleep(300)"
 try:

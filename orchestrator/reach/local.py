@@ -8,8 +8,8 @@ import os
 import signal
 import subprocess
 
-from orchestrator.question import PYTHONS, Answer, Question, Silence, argv, hear
-from orchestrator.route import LocalRoute
+from orchestrator.reach.question import PYTHONS, Answer, Question, Silence, argv, hear
+from orchestrator.reach.route import LocalRoute
 
 __all__ = ["ask"]
 
