@@ -1,10 +1,13 @@
 """What provisioning costs against the least that it could cost: apt-get installing the same packages over ssh.
 
 Each round makes a lab of two bare Debian 12 hosts. One is provisioned, and then again; the other gets the packages that
-the first one's contract names, with one `apt-get install` by ssh. Who goes first changes with the round. The first lab
-of all fills the cache of packages and is not counted, so that the archive's speed is in no figure.
+the first one's contract names, with one `apt-get install` by ssh. Who goes first changes with the round.
 
-    .venv/bin/python bench/provision.py [ROUNDS]
+A lab gives its hosts the packages that earlier labs downloaded. They are thrown away first, so that both sides download
+from the distribution's archive, as on a machine of one's own; `cache` as a second argument keeps them, which shows
+what we add when nothing has to be downloaded.
+
+    .venv/bin/python bench/provision.py [ROUNDS [cache]]
 """
 
 from __future__ import annotations
@@ -26,6 +29,11 @@ def bare_lab() -> str:
     return str(run(KVMFLEET, "lab", "status", LAB, "--json").report["inventory"])
 
 
+def forget_packages() -> None:
+    for host in (OURS, TWIN):
+        run(KVMFLEET, "lab", "ssh", host, "sudo apt-get clean")
+
+
 def provision(inventory: str) -> Run:
     options = ("-i", inventory, "-l", OURS, "--boot", "proof", "--json")
     return run(KVMFLEET, "provision", *options, codes=(0, 2))
@@ -42,13 +50,17 @@ def the_host(one: Run) -> dict[str, object]:
 
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    heading("Provisioning one bare Debian 12 host", rounds)
+    cached = sys.argv[2:] == ["cache"]
+    source = "a cache on the host" if cached else "the distribution's archive"
+    heading(f"Provisioning one bare Debian 12 host, packages from {source}", rounds)
+    firsts, seconds, apts = [], [], []
     try:
         packages: list[str] = the_host(provision(bare_lab()))["contract"]["packages"]  # type: ignore[index]
-        apt(packages)
-        firsts, seconds, apts = [], [], []
+        apt(packages)  # not counted: it fills the cache, and warms up what is between us and the archive
         for number in range(rounds):
             inventory = bare_lab()
+            if not cached:
+                forget_packages()
             if number % 2:
                 apts.append(apt(packages))
             firsts.append(provision(inventory))
