@@ -143,7 +143,7 @@ def literal(value: Any) -> str:
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return "[ " + ", ".join(literal(item) for item in value) + " ]" if value else "[ ]"
     # The value may be a password, so the message does not hold it.
-    raise AnsibleFilterError("its value must be a whole number, true, false, a string without \", or a list of strings.")
+    raise AnsibleFilterError("its value must be a whole number, true, false, a list, or a string without quotes.")
 
 
 def literals(settings: Mapping[str, Any]) -> dict[str, str]:
