@@ -51,15 +51,17 @@ def ask(
     """
     fleet = Fleet(hosts=tuple(hosts), sources=options.inventory, settings=settings)
     with tempfile.TemporaryDirectory(prefix="kvmfleet-") as name:
-        folder = Path(name)
+        program, answers = Path(name, "program.py"), Path(name, "answers")  # apart: a host may have any name
+        program.write_bytes(question.program)
+        answers.mkdir()
         results = converge(
-            "collect.yml", fleet, _options(options, question, folder), secrets=secrets, cancelled=cancelled
+            "collect.yml", fleet, _options(options, question, program, answers), secrets=secrets, cancelled=cancelled
         )
         return [
             interpret(
                 host.name,
                 "ansible",
-                _outcome(folder / host.name, result, question, host.user),
+                _outcome(answers / host.name, result, question, host.user),
                 question,
                 user=host.user,
             )
@@ -67,15 +69,13 @@ def ask(
         ]
 
 
-def _options(options: AnsibleOptions, question: Question, folder: Path) -> AnsibleOptions:
+def _options(options: AnsibleOptions, question: Question, program: Path, answers: Path) -> AnsibleOptions:
     """The user's, but for those that select or forbid tasks: looking is never only pretended."""
-    program = folder / "program.py"
-    program.write_bytes(question.program)
     extra = {
         "kvmfleet_command": argv(sudo=False, pythons=()),  # Ansible becomes root itself
         "kvmfleet_pythons": PYTHONS,
         "kvmfleet_program": str(program),
-        "kvmfleet_answers": str(folder),
+        "kvmfleet_answers": str(answers),
         "kvmfleet_timeout_s": max(int(question.timeout_s), 1),
     }
     return msgspec.structs.replace(

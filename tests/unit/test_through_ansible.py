@@ -156,3 +156,12 @@ def processes_with(variable: str) -> list[str]:
         except OSError:
             continue
     return found
+
+
+def test_a_silent_host_with_the_name_of_a_file_of_the_run_is_silent(server: Sshd, tmp_path: Path) -> None:
+    hosts = f"program.py: {{ansible_ssh_extra_args: {ONLY_ANSIBLE}, ansible_port: 1}}"
+    options = AnsibleOptions(inventory=(str(write(tmp_path, server, hosts)),))
+    fleet = load(options)
+    (answer,) = collect(fleet.hosts, options, depth="none", settings=fleet.settings)
+    assert answer.unreachable
+    assert "refused" in answer.problem
