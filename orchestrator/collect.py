@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from orchestrator import payload
+from orchestrator import identity, payload
 from orchestrator.ansible_cfg import Settings
 from orchestrator.errors import Interrupted
 from orchestrator.inventory import AnsibleOptions, Host, Secrets
@@ -105,9 +104,7 @@ class _Sessions:
     async def ask(self, name: str, route: SshRoute | LocalRoute) -> Collected:
         outcome = await self._in_time(name, route)
         if isinstance(route, LocalRoute):
-            return interpret(
-                name, "local", outcome, self._question, python=route.python, user=os.environ.get("USER", "")
-            )
+            return interpret(name, "local", outcome, self._question, python=route.python, user=identity.user())
         return interpret(name, "ssh", outcome, self._question, python=route.python, user=route.user)
 
     async def _in_time(self, name: str, route: SshRoute | LocalRoute) -> Answer | Silence:

@@ -8,7 +8,6 @@ note a run that says who holds them; notes inform, only the locks decide.
 from __future__ import annotations
 
 import fcntl
-import getpass
 import hashlib
 import os
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrator import paths
+from orchestrator import identity, paths
 from orchestrator.errors import LockedError, StoreError
 from orchestrator.inventory import Fleet, Host
 from orchestrator.text import printable
@@ -96,7 +95,7 @@ def _write(folder: Path, command: str, keys: dict[str, str]) -> Path:
             path.unlink(missing_ok=True)
     machine = os.uname().nodename
     path = folder / f"{machine}-{os.getpid()}.json"
-    note = _Note(command, os.getpid(), _user(), machine, time.time(), keys)
+    note = _Note(command, os.getpid(), identity.user(), machine, time.time(), keys)
     try:
         path.write_bytes(msgspec.json.encode(note))
     except OSError as e:
@@ -126,13 +125,6 @@ def _locked(folder: Path, keys: dict[str, str]) -> LockedError:
 
 def _names(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"uid {os.getuid()}"
 
 
 def _unwritable(path: Path, error: OSError) -> StoreError:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["children", "end"]
+__all__ = ["children", "end", "started_ticks"]
 
 TERM_S = 5.0  # Ansible tells its workers, and removes its temporary files
 KILL_S = 2.0
@@ -34,6 +34,12 @@ class _Place(NamedTuple):
 def children(pid: int, marker: str) -> list[int]:
     """The direct children of `pid` that carry `marker` in their environment."""
     return [p.pid for p, place in _table().items() if place.parent == pid and marker.encode() in _environment(p.pid)]
+
+
+def started_ticks(pid: int) -> int | None:
+    """The start of a process in clock ticks since boot; with the number it names a process for good. None: it ended."""
+    entry = _read(Path(f"/proc/{pid}"))
+    return entry[0].started if entry else None
 
 
 def end(roots: list[int], *, term_s: float = TERM_S) -> None:

@@ -5,7 +5,6 @@ Nothing secret goes in: of a command only its name, and of a host its evidence a
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import os
 import time
@@ -17,7 +16,7 @@ from typing import Any, Literal, Self, TypeVar
 import msgspec
 import sqlalchemy as sa
 
-from orchestrator import __version__, history_db, paths
+from orchestrator import __version__, history_db, identity, paths, processes
 from orchestrator.errors import StoreError
 from orchestrator.history_db import baselines, evidence, findings, results, runs
 from orchestrator.model import Evidence, Finding, HostResult, Verdict
@@ -110,7 +109,7 @@ class Store:
             run_id = _insert(
                 connection, runs,
                 command=command,
-                user=_user(),
+                user=identity.user(),
                 controller=os.uname().nodename,
                 process=_process(os.getpid()),
                 kvmfleet=__version__,
@@ -213,16 +212,5 @@ def _runs(row: sa.RowMapping) -> bool:
 
 def _process(pid: int) -> str:
     """Boot, number and start of a process: numbers are used again, this triple is not. "" when there is none."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # proc_pid_stat(5)
-    except OSError:
-        return ""
-    return "" if state in ("Z", "X") else f"{boot} {pid} {rest[18]}"
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        return f"uid {os.getuid()}"
+    started = processes.started_ticks(pid)
+    return "" if started is None else f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {pid} {started}"

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import msgspec
 
+from orchestrator.processes import started_ticks
+
 __all__ = ["Process", "end", "find"]
 
 _PROC = Path("/proc")
@@ -28,23 +30,17 @@ class Process(msgspec.Struct, frozen=True):
         return _boot_s() + self.started_ticks / os.sysconf("SC_CLK_TCK")
 
 
-def find(program: str, argument: str, *, proc: Path = _PROC) -> tuple[Process, ...]:
+def find(program: str, argument: str) -> tuple[Process, ...]:
     """Processes of a program that were given exactly this argument."""
-    return tuple(_matching(program, argument.encode(), proc))
+    return tuple(_matching(program.encode(), argument.encode()))
 
 
-def _matching(program: str, argument: bytes, proc: Path) -> Iterator[Process]:
-    for folder in proc.iterdir():
-        if folder.name.isdecimal():
-            with contextlib.suppress(OSError):  # it ended while we looked
-                argv = (folder / "cmdline").read_bytes().split(b"\0")
-                if os.path.basename(argv[0]) == program.encode() and argument in argv:
-                    yield Process(int(folder.name), _started_ticks(folder))
-
-
-def _started_ticks(folder: Path) -> int:
-    """Field 22 of proc_pid_stat(5); the name in field 2 may hold spaces and parentheses."""
-    return int((folder / "stat").read_text().rpartition(")")[2].split()[19])
+def _matching(program: bytes, argument: bytes) -> Iterator[Process]:
+    for pid in (int(folder.name) for folder in _PROC.iterdir() if folder.name.isdecimal()):
+        with contextlib.suppress(OSError):  # it ended while we looked
+            argv = (_PROC / str(pid) / "cmdline").read_bytes().split(b"\0")
+            if os.path.basename(argv[0]) == program and argument in argv and (started := started_ticks(pid)):
+                yield Process(pid, started)
 
 
 def _boot_s() -> float:
@@ -71,9 +67,8 @@ def _open(process: Process) -> int | None:
         handle = os.pidfd_open(process.pid)
     except ProcessLookupError:
         return None
-    with contextlib.suppress(OSError):
-        if _started_ticks(_PROC / str(process.pid)) == process.started_ticks:
-            return handle
+    if started_ticks(process.pid) == process.started_ticks:
+        return handle
     os.close(handle)
     return None
 
