@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,7 @@ def converge(
         Interrupted: by KeyboardInterrupt or because `cancelled` said so; nothing of the run is left.
     """
     tally = Tally(host.name for host in fleet.hosts)
-    with _folder() as folder:
-        _write_inputs(folder, fleet, secrets, intents)
+    with _folder(fleet, secrets, intents) as folder:
         command = [*_arguments(folder, fleet, options, secrets), _playbook(playbook)]
         run = _Run(folder, command, _environment(folder, fleet))
         try:
@@ -74,11 +73,21 @@ def converge(
 
 
 @contextmanager
-def _folder() -> Iterator[Path]:
+def _folder(fleet: Fleet, secrets: Secrets, intents: Mapping[str, str]) -> Iterator[Path]:
+    """The folder of a run with its inputs. What is raised while it is used is not about the folder, and passes."""
     place = tempfile.gettempdir() if len(tempfile.gettempdir()) <= LONGEST_TEMPORARY else "/tmp"
+    with ExitStack() as stack:
+        with _wanting_room(place):
+            made = tempfile.TemporaryDirectory(prefix="kvmfleet-", dir=place, ignore_cleanup_errors=True)
+            folder = Path(stack.enter_context(made))
+            _write_inputs(folder, fleet, secrets, intents)
+        yield folder
+
+
+@contextmanager
+def _wanting_room(place: str) -> Iterator[None]:
     try:
-        with tempfile.TemporaryDirectory(prefix="kvmfleet-", dir=place, ignore_cleanup_errors=True) as folder:
-            yield Path(folder)
+        yield
     except OSError as e:
         raise ConvergeError(
             f"{place}: {e.strerror}", hint="Ansible needs room for its files there; TMPDIR names another folder."

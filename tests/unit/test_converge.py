@@ -262,6 +262,14 @@ def test_a_playbook_for_nobody_of_the_fleet_leaves_all_skipped() -> None:
     assert [r.outcome for r in converge("play.yml", on, AnsibleOptions())] == ["skipped"]
 
 
+def test_an_error_of_the_listener_is_not_taken_for_a_full_disk() -> None:
+    def gone(_: Progress) -> None:
+        raise BrokenPipeError("whoever read the progress has left")
+
+    with pytest.raises(BrokenPipeError):
+        converge(playbook("- ansible.builtin.debug: {msg: hello}"), fleet("h1"), AnsibleOptions(), on_event=gone)
+
+
 def test_a_full_disk_is_said_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/proc/self")  # takes no folder, as a full disk does
     with pytest.raises(ConvergeError, match="/proc/self: "):
