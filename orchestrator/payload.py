@@ -16,8 +16,8 @@ from orchestrator.model import SCHEMA, Depth, Evidence
 
 __all__ = ["MAX_BYTES", "decode", "payload"]
 
-MAX_BYTES = 4 << 20
-"""No host has more to say. A reader may stop here: `decode` rejects anything longer."""
+MAX_BYTES = 1 << 20
+"""No host has more to say, and honest evidence is a fiftieth of it. Readers stop here: `decode` rejects more."""
 
 LOADER = """\
 # kvmfleet looks at this machine and prints one JSON document. Nothing is installed, nothing is changed.

@@ -10,10 +10,10 @@ from typing import Literal, Protocol
 import msgspec
 
 from orchestrator.model import Collected, Evidence
+from orchestrator.payload import MAX_BYTES
 from orchestrator.text import printable
 
 __all__ = [
-    "LIMIT",
     "PYTHONS",
     "Answer",
     "Question",
@@ -25,9 +25,6 @@ __all__ = [
     "sudo_problem",
     "too_late",
 ]
-
-LIMIT = 1024 * 1024
-"""Bytes after which a host is no longer listened to; honest evidence is a fiftieth of it."""
 
 _NO_PYTHON, _NO_SUDO = 96, 97  # exit codes of _SCRIPT
 
@@ -59,7 +56,7 @@ class Answer(msgspec.Struct, frozen=True):
     stdout: bytes
     stderr: bytes
     exit_status: int | None
-    flooded: bool = False  # there was more than LIMIT
+    flooded: bool = False  # there was more than MAX_BYTES
 
 
 class Silence(msgspec.Struct, frozen=True):
@@ -117,7 +114,7 @@ async def _read(reader: Reader) -> bytes:
     kept = bytearray()
     while chunk := await reader.read(65536):
         kept += chunk
-        if len(kept) > LIMIT:
+        if len(kept) > MAX_BYTES:
             raise _Flood(bytes(kept))
     return bytes(kept)
 
@@ -145,7 +142,7 @@ def interpret(
 
 def _decode(answer: Answer, question: Question) -> tuple[Evidence | None, str]:
     if answer.flooded:
-        return None, "more than 1 MiB"
+        return None, f"more than {MAX_BYTES >> 20} MiB"
     try:
         return question.decode(answer.stdout), ""
     except ValueError as e:

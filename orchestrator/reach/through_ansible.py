@@ -12,8 +12,8 @@ from orchestrator.ansible_cfg import Settings
 from orchestrator.converge import converge
 from orchestrator.inventory import AnsibleOptions, Fleet, Host, Secrets
 from orchestrator.model import Collected, HostConverged
+from orchestrator.payload import MAX_BYTES
 from orchestrator.reach.question import (
-    LIMIT,
     PYTHONS,
     Answer,
     Question,
@@ -92,10 +92,8 @@ def _outcome(file: Path, result: HostConverged, question: Question, user: str) -
             return too_late(question)
         hint = f"`ansible {result.host} -m ping -b -vvv` with the same options shows more."
         return Silence(*(sudo_problem(why, user) or (why, hint)), unreachable=result.outcome == "unreachable")
-    if file.stat().st_size > 8 * LIMIT:  # JSON may write one byte as six characters
+    if file.stat().st_size > 8 * MAX_BYTES:  # JSON may write one byte as six characters
         return Answer(b"", b"", None, flooded=True)
     handed = msgspec.json.decode(file.read_bytes(), type=_Handed)
-    stdout = handed.stdout.encode(errors="backslashreplace")
-    return Answer(
-        stdout[: LIMIT + 1], handed.stderr.encode(errors="backslashreplace"), handed.rc, flooded=len(stdout) > LIMIT
-    )
+    stdout, stderr = (text.encode(errors="backslashreplace") for text in (handed.stdout, handed.stderr))
+    return Answer(stdout[: MAX_BYTES + 1], stderr, handed.rc, flooded=len(stdout) > MAX_BYTES)

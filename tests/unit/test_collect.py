@@ -20,7 +20,8 @@ from orchestrator import payload
 from orchestrator.collect import ask_all, collect
 from orchestrator.inventory import AnsibleOptions, Host
 from orchestrator.model import Collected, Evidence
-from orchestrator.reach.question import LIMIT, Question
+from orchestrator.payload import MAX_BYTES
+from orchestrator.reach.question import Question
 
 pytestmark = pytest.mark.skipif(not SSHD, reason="openssh-server is not installed")
 
@@ -382,7 +383,7 @@ def test_a_hundred_megabytes_are_not_read_and_do_not_grow_memory(tmp_path: Path)
     answer = ask_hostile(tmp_path, "head -c 100000000 /dev/zero")
     grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert "more than 1 MiB" in answer.problem
-    assert answer.bytes_received < 2 * LIMIT
+    assert answer.bytes_received < 2 * MAX_BYTES
     assert grown_kib < 32 * 1024
 
 
@@ -431,7 +432,7 @@ def test_a_local_flood_is_not_read(tmp_path: Path) -> None:
     question = msgspec.structs.replace(QUESTION, program=b"while True: print('x' * 65536)")
     (answer,) = ask(msgspec.structs.replace(LOCAL, variables={"ansible_become": os.geteuid() == 0}), question=question)
     assert "more than 1 MiB" in answer.problem
-    assert answer.bytes_received < 2 * LIMIT
+    assert answer.bytes_received < 2 * MAX_BYTES
 
 
 def has_ended(pid: int) -> bool:
