@@ -7,8 +7,9 @@ import subprocess
 from collections.abc import Sequence
 
 from orchestrator.errors import LabError
+from orchestrator.text import printable_lines
 
-__all__ = ["BOUND", "ESCAPE", "last_lines", "printable", "run"]
+__all__ = ["BOUND", "ESCAPE", "last_lines", "run"]
 
 BOUND = ("setpriv", "--pdeathsig", "KILL", "--")
 """Prefix of every command: it dies with us, also when we are killed, so that nothing works on unseen by `down`."""
@@ -48,10 +49,5 @@ def run(argv: Sequence[str], *, stdin: str | None = None, timeout_s: float = 120
 
 def last_lines(text: str, number: int = _LINES_SHOWN) -> str:
     """The end of an output, safe for a terminal."""
-    lines = [printable(line) for line in text.splitlines() if line.strip()]
-    return "\n".join(lines[-number:])
-
-
-def printable(line: str) -> str:
-    """A line without colours and control characters: what a host wrote must not move the user's cursor."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in ESCAPE.sub("", line).rstrip())
+    lines = [line.rstrip() for line in ESCAPE.sub("", text).splitlines() if line.strip()]
+    return printable_lines("\n".join(lines[-number:]))
