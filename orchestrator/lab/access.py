@@ -99,6 +99,7 @@ def inventory(lab: Lab) -> str:
         "kvmfleet_profile": "lab",
         "qemu_kvm_cache_valid_time": INDEX_VALID_S,
         "libvirt_cache_valid_time": INDEX_VALID_S,
+        "libvirt_users": [USER],
     }
     hosts = {host.name: {"ansible_host": host.address} for host in lab.hosts}
     document = {"all": {"children": {"kvm_hosts": {"hosts": hosts, "vars": variables}}}}
