@@ -392,6 +392,11 @@ cgroup_device_acl = [
 """
 
 
+def test_of_two_values_of_a_setting_the_first_counts_as_in_libvirt() -> None:
+    """Seen with libvirt 11.3: max_clients 77 above 99 makes it 77."""
+    assert libvirt.parse("max_clients = 77\nmax_clients = 99\n") == {"max_clients": "77"}
+
+
 def test_settings_are_read_as_libvirt_reads_them() -> None:
     found = libvirt.parse(CONF)
     assert found["user"] == '"libvirt-qemu"'
