@@ -400,7 +400,7 @@ def test_of_two_values_of_a_setting_the_first_counts_as_in_libvirt() -> None:
 def test_settings_are_read_as_libvirt_reads_them() -> None:
     found = libvirt.parse(CONF)
     assert found["user"] == '"libvirt-qemu"'
-    assert found["max_core"] == "1"
+    assert found["max_core"] == "0"
     assert found["cgroup_device_acl"].startswith('[ "/dev/null",')
 
 
