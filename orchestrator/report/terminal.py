@@ -61,7 +61,7 @@ def findings(result: HostResult) -> RenderableType:
     for finding in result.judgement.findings:
         why = f"{finding.summary} (because of {finding.cause})" if finding.cause else finding.summary
         table.add_row(_word(finding.status), finding.check, Text(printable(why)))
-    return Padding(table, (0, 0, 1, 0))
+    return Padding(table, (0, 0, 1, 0), expand=False)
 
 
 def _table(results: Sequence[HostResult]) -> Table:
