@@ -6,8 +6,10 @@ Heavy modules are imported inside the commands that need them, so that `--help` 
 from __future__ import annotations
 
 import difflib
+import errno
 import functools
 import getpass
+import locale
 import logging
 import os
 import signal
@@ -35,6 +37,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "auto_envvar_prefix": None}
 DEPTHS = ("none", "proof", "firmware")
+_UNWRITTEN = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO)
+"""How writing to stdout fails: nobody reads it, the disk is full, the terminal is gone."""
 
 
 # -- options shared by commands -------------------------------------------------------------------------------------
@@ -157,7 +161,7 @@ def _provision(options: AnsibleOptions, secrets: Secrets, depth: Depth, output: 
 def _complete_check(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
     from orchestrator.checks import catalogue
 
-    return [check.id for check in catalogue.catalogue() if check.id.startswith(typed)]
+    return [topic.id for topic in catalogue.topics() if topic.id.startswith(typed)]
 
 
 @cli.command(short_help="Tell what a check proves, how, and what to do.")
@@ -168,13 +172,13 @@ def explain(check_id: str | None) -> None:
     from orchestrator.report import check as check_report
 
     if check_id is None:
-        width = max(len(check.id) for check in catalogue.catalogue())
-        for check in catalogue.catalogue():
-            click.echo(f"{check.id:<{width}}  {check.title}")
+        width = max(len(topic.id) for topic in catalogue.topics())
+        for topic in catalogue.topics():
+            click.echo(f"{topic.id:<{width}}  {topic.title}")
         return
     found = catalogue.explain(check_id)
     if found is None:
-        near = difflib.get_close_matches(check_id, [check.id for check in catalogue.catalogue()], n=3)
+        near = difflib.get_close_matches(check_id, [topic.id for topic in catalogue.topics()], n=3)
         known = f"Did you mean {' or '.join(near)}?" if near else "`kvmfleet explain` lists all checks."
         raise UsageError(f"There is no check {check_id!a}.", hint=known)
     _console().print(check_report.explanation(found))
@@ -456,9 +460,9 @@ def _ansible(given: dict[str, Any]) -> tuple[AnsibleOptions, Secrets]:
     """The options of Ansible out of what click parsed, and what the user typed at the prompts they ask for."""
     from orchestrator.inventory import AnsibleOptions, Secrets
 
-    connection = getpass.getpass("SSH password: ") if given.pop("ask_pass") else ""
+    connection = _ask("SSH password: ") if given.pop("ask_pass") else ""
     default = "[defaults to SSH password]" if connection else ""
-    become = getpass.getpass(f"BECOME password{default}: ") or connection if given.pop("ask_become_pass") else ""
+    become = _ask(f"BECOME password{default}: ") or connection if given.pop("ask_become_pass") else ""
     options = AnsibleOptions(
         vault_password_files=given.pop("vault_password_file"),
         vault_ids=given.pop("vault_id"),
@@ -466,6 +470,22 @@ def _ansible(given: dict[str, Any]) -> tuple[AnsibleOptions, Secrets]:
         **given,
     )
     return options, Secrets(connection=connection, become=become)
+
+
+def _ask(prompt: str) -> str:
+    """A password that is typed at the terminal; where there is no terminal, the next line of stdin."""
+    try:
+        Path("/dev/tty").open("rb").close()
+    except OSError:
+        line = sys.stdin.readline() if sys.stdin else ""
+    else:
+        return getpass.getpass(prompt)
+    if not line:
+        raise UsageError(
+            f"{prompt.rstrip(': ')}: there is no terminal to type it at, and nothing on stdin.",
+            hint="Run this at a terminal, or hand the password over on stdin.",
+        )
+    return line.rstrip("\n")
 
 
 def _logging(verbosity: int) -> None:
@@ -479,6 +499,7 @@ def main() -> None:
     """Runs the command line; the only place where an exception becomes an exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # an orderly end is the same as Ctrl-C
     try:
+        _prepare()
         code = cli.main(prog_name="kvmfleet", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
         click.echo("kvmfleet: interrupted", err=True)
@@ -489,7 +510,21 @@ def main() -> None:
     except KvmfleetError as e:
         _complain(e)
         code = e.exit_code
-    except BrokenPipeError:
+    except OSError as e:
+        if e.errno not in _UNWRITTEN or e.filename is not None:
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
+        if not isinstance(e, BrokenPipeError):  # whoever closed the pipe wants no more words
+            _complain(KvmfleetError(f"standard output: {e.strerror}.", hint="Send it to where there is room."))
         code = 1
     sys.exit(code)
+
+
+def _prepare() -> None:
+    """Sees to what every command, and each program that it starts, takes for granted: a place, and UTF-8."""
+    try:
+        Path.cwd()
+    except FileNotFoundError as e:
+        raise UsageError("The current folder is no longer there.", hint="Go to one that is: cd") from e
+    if locale.getencoding().lower().replace("-", "") != "utf8":  # LC_ALL=C in a crontab, with which Ansible refuses
+        os.environ["LC_ALL"] = "C.UTF-8"

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,7 @@ from orchestrator.model import Collected, Finding, HostConverged, HostResult, Ju
 from orchestrator.rollout import Run
 
 COMMAND = [sys.executable, "-P", "-m", "orchestrator"]
+PACKAGE = {"PYTHONPATH": str(Path(module.__file__).parents[1])}  # for a test that stands elsewhere
 
 
 @pytest.fixture
@@ -94,11 +96,11 @@ def test_every_command_and_option_says_what_it_does():
 
 
 def test_explain_lists_every_check_and_tells_about_one(run):
-    from orchestrator.checks.catalogue import catalogue
+    from orchestrator.checks.catalogue import topics
 
     code, out, _ = run("explain")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == [check.id for check in catalogue()]
+    assert [line.split()[0] for line in out.splitlines()] == [topic.id for topic in topics()]
     code, out, _ = run("explain", "kvm.exec")
     assert code == 0
     assert "proves" in out
@@ -185,6 +187,52 @@ def test_a_reader_that_goes_away_leaves_no_traceback():
         ["sh", "-c", '"$@" | true', "sh", *COMMAND, "explain"], capture_output=True, text=True, check=False
     )
     assert done.stderr == ""
+
+
+def test_a_full_disk_under_stdout_is_one_line_and_no_traceback():
+    with open("/dev/full", "w") as full:
+        for arguments in (["explain"], ["explain", "kvm.exec"], ["--help"]):
+            done = subprocess.run([*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+            assert done.returncode == 1
+            assert done.stderr.splitlines()[0] == "kvmfleet: standard output: No space left on device."
+            assert "Traceback" not in done.stderr
+
+
+def test_a_folder_that_is_gone_is_said_in_one_line(tmp_path):
+    command = ["sh", "-c", 'cd "$1" && rmdir "$1" && shift && "$@"', "sh", str(tmp_path / "gone"), *COMMAND, "explain"]
+    (tmp_path / "gone").mkdir()
+    done = subprocess.run(command, env=os.environ | PACKAGE, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "kvmfleet: The current folder is no longer there.",
+        "  Go to one that is: cd",
+    ]
+
+
+@pytest.mark.parametrize("language", ["C", "POSIX", "xx_YY.ISO-8859-1"])
+def test_a_locale_that_ansible_refuses_is_no_matter(tmp_path, language):
+    (tmp_path / "hosts").write_text("[kvm_hosts]\nhv1 ansible_host=127.0.0.1 ansible_port=1\n")
+    done = subprocess.run(
+        [*COMMAND, "validate", "-i", str(tmp_path / "hosts"), "--boot", "none"],
+        env=os.environ | {"LC_ALL": language, "KVMFLEET_STATE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "unreachable" in done.stdout
+
+
+def test_a_password_that_nobody_can_type_is_said_so(tmp_path):
+    done = subprocess.run(
+        [*COMMAND, "validate", "-i", "missing.yml", "-K"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("kvmfleet: BECOME password: there is no terminal")
 
 
 def test_passwords_are_asked_for_at_the_terminal_and_never_shown():
