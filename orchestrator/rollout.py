@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, Self, get_args
 import msgspec
 
 from orchestrator import intent, lock
+from orchestrator.checks.host import CONVERGED
 from orchestrator.collect import collect
 from orchestrator.converge import Progress, converge
 from orchestrator.errors import KvmfleetError, StoreError
@@ -19,7 +20,6 @@ from orchestrator.store import Store
 __all__ = ["Edges", "Event", "Run", "provision", "validate"]
 
 PLAYBOOK = "provision.yml"
-CHECK = "host.converged"
 TIMEOUT_S: Mapping[Depth, float] = {"none": 60.0, "proof": 60.0, "firmware": 180.0}
 
 Event = Progress | HostConverged | Collected
@@ -158,11 +158,11 @@ def _play_finding(converged: HostConverged) -> Finding:
     """The failed task as a finding, so that every report shows it where it shows all others."""
     fix = f"Settle that, then run `kvmfleet provision -l {converged.host}` again; what is done is not done twice."
     if converged.failure is None:
-        return Finding(CHECK, "error", "the playbook never got to this host", "the playbook finishes", "", fix)
+        return Finding(CONVERGED.id, "error", "the playbook never got to this host", "the playbook finishes", "", fix)
     task, item = converged.failure.task, f" ({converged.failure.item})" if converged.failure.item else ""
     where = f"task {task}{item}" if converged.outcome == "failed" else f"unreachable at task {task}"
     summary = f"{where}: {converged.failure.message}"
-    return Finding(CHECK, "fail", summary, "the playbook finishes", converged.outcome, fix)
+    return Finding(CONVERGED.id, "fail", summary, "the playbook finishes", converged.outcome, fix)
 
 
 class _History:

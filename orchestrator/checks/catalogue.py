@@ -1,11 +1,11 @@
-"""All checks, in the order in which they depend on each other."""
+"""All checks, in the order in which they depend on each other, and what else a finding can be about."""
 
 from __future__ import annotations
 
 from orchestrator.checks import contract, cpu, guest, host, kernel, kvm, libvirt, qemu
-from orchestrator.checks.registry import Check
+from orchestrator.checks.registry import Check, Topic
 
-__all__ = ["catalogue", "explain", "markdown"]
+__all__ = ["catalogue", "explain", "markdown", "topics"]
 
 # The chain: what is further down cannot work where something further up does not.
 GROUPS = (host, cpu, contract, kernel, kvm, qemu, libvirt, guest)
@@ -16,14 +16,19 @@ def catalogue() -> tuple[Check, ...]:
     return tuple(check for group in GROUPS for check in group.CHECKS)
 
 
-def explain(id: str) -> Check | None:
-    """The check with that id."""
-    return next((check for check in catalogue() if check.id == id), None)
+def topics() -> tuple[Topic, ...]:
+    """Everything that a finding can be about: what the rollout finds, then the checks."""
+    return (host.CONVERGED, *catalogue())
+
+
+def explain(id: str) -> Topic | None:
+    """The topic with that id."""
+    return next((topic for topic in topics() if topic.id == id), None)
 
 
 def markdown() -> str:
     """docs/checks.md."""
-    return PREFACE + "".join(_section(check) for check in catalogue())
+    return PREFACE + "".join(_section(topic) for topic in topics())
 
 
 PREFACE = """\
@@ -34,15 +39,15 @@ In the order of the chain. The first that fails is the root cause; what requires
 """
 
 
-def _section(check: Check) -> str:
-    needs = ", ".join(f"`{name}`" for name in check.requires)
+def _section(topic: Topic) -> str:
+    needs = ", ".join(f"`{name}`" for name in topic.requires)
     parts = [
-        f"## {check.id}",
-        f"{check.title}." + (f" Requires {needs}." if needs else ""),
-        f"**Proves:** {check.explanation.proves}",
-        f"**How:** {check.explanation.how}",
-        f"**To do:** {check.explanation.todo}",
+        f"## {topic.id}",
+        f"{topic.title}." + (f" Requires {needs}." if needs else ""),
+        f"**Proves:** {topic.explanation.proves}",
+        f"**How:** {topic.explanation.how}",
+        f"**To do:** {topic.explanation.todo}",
     ]
-    if check.lab_warns:
+    if topic.lab_warns:
         parts.append("In the profile lab a failure is a warning.")
     return "\n" + "\n\n".join(parts) + "\n"

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
-from orchestrator.checks.registry import Case, check, failed, passed
+from orchestrator.checks.registry import Case, Explanation, Topic, check, failed, passed
 from orchestrator.model import Finding
+
+CONVERGED = Topic(
+    id="host.converged",
+    title="The playbook finished",
+    explanation=Explanation(
+        proves="Everything that `kvmfleet provision` wanted to do on the host was done.",
+        how="Ansible's own account of the run. Only `provision` finds this, and only where the playbook did not "
+        "finish; the host is looked at all the same, and never called good.",
+        todo="The finding names the task and its reason. Settle that and run `kvmfleet provision` again; what is done "
+        "is not done twice.",
+    ),
+)
 
 
 @check(

@@ -8,7 +8,18 @@ import msgspec
 
 from orchestrator.model import Contract, Evidence, Finding, Profile
 
-__all__ = ["Case", "Check", "Explanation", "check", "differences", "failed", "not_applicable", "passed", "warned"]
+__all__ = [
+    "Case",
+    "Check",
+    "Explanation",
+    "Topic",
+    "check",
+    "differences",
+    "failed",
+    "not_applicable",
+    "passed",
+    "warned",
+]
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -41,21 +52,26 @@ class Explanation(msgspec.Struct, frozen=True):
 Look = Callable[[Case], Finding]
 
 
-class Check(msgspec.Struct, frozen=True):
-    """One question with a stable id.
+class Topic(msgspec.Struct, frozen=True, kw_only=True):
+    """What a finding is about: a stable id, and what `kvmfleet explain` tells."""
+
+    id: str
+    title: str
+    explanation: Explanation
+    requires: tuple[str, ...] = ()
+    lab_warns: bool = False
+
+
+class Check(Topic, frozen=True, kw_only=True):
+    """A topic that evidence decides.
 
     A check is skipped when one of `requires` failed. One of `explained_by` that failed turns only a failure of this
     check into a skip: what passed all the same, passed. In the profile lab a failure is a warning where `lab_warns`;
     the judge does that.
     """
 
-    id: str
-    title: str
     sections: tuple[str, ...]  # of the evidence; one that could not be collected makes the finding an error
-    requires: tuple[str, ...]
     explained_by: tuple[str, ...]
-    lab_warns: bool
-    explanation: Explanation
     look: Look
 
     def finding(self, case: Case) -> Finding:
@@ -83,8 +99,16 @@ def check(
     lab_warns: bool = False,
 ) -> Callable[[Look], Check]:
     """Make a check of the function below."""
-    explanation = Explanation(proves, how, todo)
-    return lambda look: Check(id, title, sections, requires, explained_by, lab_warns, explanation, look)
+    return lambda look: Check(
+        id=id,
+        title=title,
+        explanation=Explanation(proves, how, todo),
+        requires=requires,
+        lab_warns=lab_warns,
+        sections=sections,
+        explained_by=explained_by,
+        look=look,
+    )
 
 
 def passed(summary: str) -> Finding:

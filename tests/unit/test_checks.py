@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from evidence import FOLDER, Case, host, judged
 
-from orchestrator.checks.catalogue import catalogue, explain, markdown
+from orchestrator.checks.catalogue import catalogue, explain, markdown, topics
 
 CASES = sorted(FOLDER.glob("*/*.json"))
 DOCS = FOLDER.parents[1] / "docs" / "checks.md"
@@ -44,7 +44,7 @@ def test_what_a_check_requires_comes_before_it() -> None:
 
 
 def test_ids_are_unique() -> None:
-    ids = [check.id for check in catalogue()]
+    ids = [topic.id for topic in topics()]
     assert len(ids) == len(set(ids))
 
 
@@ -56,10 +56,10 @@ def test_what_does_not_pass_says_what_to_do_in_one_line() -> None:
             assert finding.fix or finding.status in ("pass", "skip"), (path, finding)
 
 
-@pytest.mark.parametrize("check", catalogue(), ids=lambda check: check.id)
-def test_every_check_explains_itself(check) -> None:
-    assert explain(check.id) is check
-    for text in (check.title, check.explanation.proves, check.explanation.how, check.explanation.todo):
+@pytest.mark.parametrize("topic", topics(), ids=lambda topic: topic.id)
+def test_every_topic_explains_itself(topic) -> None:
+    assert explain(topic.id) is topic
+    for text in (topic.title, topic.explanation.proves, topic.explanation.how, topic.explanation.todo):
         assert text.strip()
         assert "  " not in text
 

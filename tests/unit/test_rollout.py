@@ -11,6 +11,7 @@ from evidence import host as evidence_of
 from test_lock import other_run
 
 from orchestrator import lock, rollout
+from orchestrator.checks.catalogue import explain
 from orchestrator.errors import ConvergeError, LockedError, StoreError
 from orchestrator.inventory import AnsibleOptions, Fleet, Host, Secrets
 from orchestrator.model import Collected, HostConverged, HostResult, TaskFailure
@@ -84,6 +85,7 @@ def test_a_host_whose_play_failed_is_looked_at_and_stays_failed(history: Store) 
     judgement = run.results[1].judgement
     assert judgement.cause
     assert judgement.cause.check == "host.converged"
+    assert explain("host.converged"), "what a report names can be explained"
     assert judgement.cause.summary == "task libvirt : Install: the disk is full"
     assert "kvmfleet provision -l h2" in judgement.cause.fix
     assert any(finding.check == "kvm.exec" and finding.status == "pass" for finding in judgement.findings)
