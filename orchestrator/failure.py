@@ -11,6 +11,7 @@ from orchestrator.text import printable
 __all__ = ["item", "message"]
 
 _PREFIX = re.compile(r"^((Task|Action|Module) failed: )+")
+_NO_JSON = "result deserialization failed"  # no JSON came back: no Python there, or a shell that printed something else
 HIDDEN = "the task failed; its output is hidden because it may hold a secret (no_log)"
 
 # What Ansible says when the reason is somewhere else in the result.
@@ -20,15 +21,14 @@ EMPTY_WORDS = (
     "one or more items failed",
     "all items completed",
     "see stdout/stderr",
-    "deserialization failed",  # no JSON came back: no Python there, or a shell that printed something else
+    _NO_JSON,
 )
 TAIL = 300
 
 
 def message(result: Mapping[str, Any]) -> str:
     """The reason in the result of a failed task, safe to show; of a loop, that of the first item that failed."""
-    reason = _PREFIX.sub("", _reason(_culprit(result)))
-    return printable(reason) or "the module gave no reason"
+    return printable(_reason(_culprit(result))) or "the module gave no reason"
 
 
 def item(result: Mapping[str, Any]) -> str:
@@ -48,7 +48,7 @@ def _culprit(result: Mapping[str, Any]) -> Mapping[str, Any]:
 def _reason(result: Mapping[str, Any]) -> str:
     if "censored" in result:
         return HIDDEN
-    said = _text(result, "msg")
+    said = _PREFIX.sub("", _text(result, "msg"))
     if "assertion" in result:
         return f"{said} ({result['assertion']})" if said != "Assertion failed" else f"not so: {result['assertion']}"
     if errors := result.get("argument_errors"):
@@ -57,7 +57,9 @@ def _reason(result: Mapping[str, Any]) -> str:
         return said
     outputs = ("stderr", "module_stderr", "stdout", "module_stdout", "exception")
     detail = next(filter(None, (_end(_text(result, name)) for name in outputs)), "")
-    return f"{said.rstrip('.')}: {detail}" if said and detail else said or detail
+    if not detail or not said:
+        return said or detail
+    return detail if _NO_JSON in said else f"{said.rstrip('.')}: {detail}"
 
 
 def _text(result: Mapping[str, Any], name: str) -> str:

@@ -22,8 +22,19 @@ from orchestrator.failure import item, message
             "MODULE FAILURE: See stdout/stderr: OSError: 5",
         ),
         (
-            {"msg": "Module result deserialization failed: No start of json char found", "module_stderr": "no python3"},
-            "Module result deserialization failed: No start of json char found: no python3",
+            {
+                "msg": "Task failed: Module result deserialization failed: No start of json char found",
+                "module_stderr": "sh: python3: not found",
+            },
+            "sh: python3: not found",
+        ),
+        (
+            {"msg": "Task failed: Module result deserialization failed: No start of json char found"},
+            "Module result deserialization failed: No start of json char found",
+        ),
+        (
+            {"msg": "Task failed: Action failed: non-zero return code", "stderr": "E: no"},
+            "non-zero return code: E: no",
         ),
         ({"assertion": "a == b", "msg": "Assertion failed"}, "not so: a == b"),
         ({"assertion": "a == b", "msg": "Give each host a name."}, "Give each host a name. (a == b)"),
