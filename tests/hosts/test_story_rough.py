@@ -101,7 +101,8 @@ def test_a_full_disk_costs_the_history_and_not_the_report(kvmfleet, inventory, e
 def test_a_host_that_fails_before_any_change_leaves_the_other_to_be_finished_and_proven(kvmfleet, inventory, on):
     on(
         HOSTS[0],
-        "cp /usr/lib/os-release /root/was; mv /etc/debian_version /root; sed -i s/[Dd]ebian/plan9/g /usr/lib/os-release",
+        "cp /usr/lib/os-release /root/was; mv /etc/debian_version /root; "
+        "sed -i s/[Dd]ebian/plan9/g /usr/lib/os-release",
     )
     try:
         done = kvmfleet("provision", "-i", inventory, "--boot", "proof", "--json")
