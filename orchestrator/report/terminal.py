@@ -67,7 +67,8 @@ def findings(result: HostResult) -> RenderableType:
 def _table(results: Sequence[HostResult]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for name in ("host", "verdict", "system", "kvm", "qemu", "libvirt", "guest", "checks"):
-        table.add_column(name, no_wrap=name in ("host", "verdict"), overflow="fold")
+        # A narrow terminal folds what has spaces; a word in two lines cannot be read.
+        table.add_column(name, no_wrap=name not in ("system", "guest", "checks"), overflow="fold")
     for result in results:
         facts = [Text(printable(cell, 60)) for cell in _facts(result.collected.evidence)]
         table.add_row(Text(result.host), _word(result.judgement.verdict), *facts, _tally(result))

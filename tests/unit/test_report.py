@@ -6,7 +6,20 @@ import xml.etree.ElementTree as ET
 import pytest
 from rich.console import Console
 
-from orchestrator.model import Collected, Evidence, Execution, Finding, HostResult, Judgement, Kvm, Speed, System
+from orchestrator.model import (
+    Collected,
+    Evidence,
+    Execution,
+    Finding,
+    Guest,
+    HostResult,
+    Judgement,
+    Kvm,
+    Libvirt,
+    Qemu,
+    Speed,
+    System,
+)
 from orchestrator.report import json as json_report
 from orchestrator.report import junit, summary, terminal
 
@@ -69,6 +82,23 @@ def test_the_table_says_whether_kvm_runs_on_the_processor():
     shown = show(terminal.report([result("hv1", "degraded", PASS, evidence=evidence)]))
     assert "emulated" in shown
     assert "debian 12" in shown
+
+
+def test_a_terminal_of_80_columns_breaks_no_word_of_the_table():
+    kvm = Kvm(execution=Execution("works"), speed=Speed("emulated"))
+    evidence = Evidence(
+        1,
+        0.0,
+        1.0,
+        kvm=kvm,
+        system=System(os_id="debian", os_version="13"),
+        qemu=Qemu(version="10.0.13"),
+        libvirt=Libvirt(version="11.3.0"),
+        guest=Guest(outcome="works", domain_type="kvm"),
+    )
+    shown = show(terminal.report([result("lab-1", "degraded", *[PASS] * 25, SKIP, evidence=evidence)]), width=80)
+    for word in ("lab-1", "degraded", "debian", "emulated", "10.0.13", "11.3.0", "works", "25 pass"):
+        assert word in shown, word
 
 
 def test_json_holds_every_host_and_keeps_a_hosts_bytes_off_the_terminal():
