@@ -82,12 +82,14 @@ _POSITION = re.compile(r"^Origin: (/[^\n]*?:\d+(?::\d+)?)$", re.M)
 _SCRIPT_SAID = re.compile(r"^Standard error from inventory script:\n(.+)", re.M | re.S)
 _SOURCE_LINE = re.compile(r"^\d+ .*\n\s+\^ column \d+", re.M)
 
+_EXTRA_VARS = "<CLI option '-e'>"  # where Ansible says that such an error is; it names the inventory beside it
+
 _HINTS = (
     ("no vault secrets found", "Name the password with --vault-password-file or --vault-id."),
     ("could decrypt", "The vault password is not the one that this file was encrypted with."),
     ("limit file", "-l @FILE takes a file with one pattern a line."),
     ("host list pattern", "-l takes Ansible's patterns: names, groups, wildcards, ~regex, joined by commas."),
-    ("<CLI option '-e'>", "-e takes key=value, JSON, YAML or @FILE."),
+    (_EXTRA_VARS, "-e takes key=value, JSON, YAML or @FILE."),
 )
 
 
@@ -110,5 +112,6 @@ def _explained(stderr: str) -> InventoryError:
     reason, position = explain(stderr)
     source = re.search(r"Completely failed to parse inventory source (.+)", stderr)
     where = position or (printable(source[1]) if source else "")
+    subject = f"inventory {where}".rstrip() if _EXTRA_VARS not in stderr else "extra variables"
     hint = next((hint for sign, hint in _HINTS if sign in stderr), "See it in full with: ansible-inventory --list")
-    return InventoryError(f"inventory{' ' + where if where else ''}: {reason or 'Ansible gave no reason'}", hint=hint)
+    return InventoryError(f"{subject}: {reason or 'Ansible gave no reason'}", hint=hint)

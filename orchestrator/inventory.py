@@ -182,9 +182,11 @@ def _nobody(options: AnsibleOptions, groups: Mapping[str, Mapping[str, Any]]) ->
         return InventoryError("inventory: none given", hint="Name one with -i, or in ansible.cfg as `inventory`.")
     if GROUP not in named:
         there = ", ".join(printable(g) for g in sorted(named - {"ungrouped"})) or "none"
+        lists = options.inventory and all("," in source for source in options.inventory)
         return InventoryError(
             f"inventory: there is no group {GROUP} (groups: {there})",
-            hint=f"Put the hosts that are to run guests into a group {GROUP}.",
+            hint=("A list has no groups; write a file instead. " if lists else "")
+            + f"Put the hosts that are to run guests into a group {GROUP}.",
         )
     if options.limit:
         return InventoryError(
