@@ -121,6 +121,10 @@ def cli() -> None:
 @report_options
 def provision(depth: Depth, as_json: bool, junit: str | None, strict: bool, **given: Any) -> None:
     """Install and configure QEMU/KVM and libvirt on the hosts of the group kvm_hosts, then prove each one."""
+    if given["check"] and junit:
+        raise UsageError(
+            "Check mode proves nothing, so there is no JUnit report.", hint="Leave out --junit or --check."
+        )
     options, secrets = _ansible(given)
     _logging(options.verbosity)
     _provision(options, secrets, depth, _Output("provision", as_json, junit, strict, bool(options.verbosity)))
@@ -497,7 +501,9 @@ def _logging(verbosity: int) -> None:
 
 def main() -> None:
     """Runs the command line; the only place where an exception becomes an exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an orderly end is the same as Ctrl-C
+    for number in (signal.SIGTERM, signal.SIGHUP):  # an orderly end is the same as Ctrl-C
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) leaves SIGHUP
+            signal.signal(number, signal.default_int_handler)
     try:
         _prepare()
         code = cli.main(prog_name="kvmfleet", standalone_mode=False)

@@ -32,9 +32,10 @@ def run(monkeypatch, capsys):
         written = capsys.readouterr()
         return end.value.code or 0, written.out, written.err
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     yield call
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -51,6 +52,7 @@ def state(monkeypatch, tmp_path):
         (["validate", "--nonsense"], "No such option"),
         (["provision", "-f", "0"], "0 is not in the range"),
         (["validate", "--boot", "moon"], "'moon' is not one of"),
+        (["provision", "-C", "--junit", "report.xml"], "there is no JUnit report"),
         (["explain", "kvm.exce"], "Did you mean kvm.exec"),
         (["completion", "tcsh"], "'tcsh' is not one of"),
         (["lab", "ssh"], "Missing argument 'HOST'"),
@@ -180,6 +182,23 @@ def test_an_interruption_exits_130(run, monkeypatch, interruption):
     code, _, err = run("doctor")
     assert code == 130
     assert "interrupted" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_what_was_started_and_exits_130(tmp_path, number):
+    script, asleep = tmp_path / "inventory", f"sleep 4711.{os.getpid()}"
+    script.write_text(f"#!/bin/sh\ntouch {tmp_path}/begun\nexec {asleep}\n")
+    script.chmod(0o755)
+    with subprocess.Popen(
+        ["env", "--default-signal", *COMMAND, "validate", "-i", str(script)], stderr=subprocess.PIPE, text=True
+    ) as child:
+        while not (tmp_path / "begun").exists() and child.poll() is None:
+            time.sleep(0.05)
+        child.send_signal(number)
+        _, err = child.communicate(timeout=60)
+    assert child.returncode == 130, err
+    assert err.strip() == "kvmfleet: interrupted"
+    assert subprocess.run(["pgrep", "-f", asleep], check=False, stdout=subprocess.DEVNULL).returncode == 1
 
 
 def test_a_reader_that_goes_away_leaves_no_traceback():
