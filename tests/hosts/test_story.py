@@ -18,11 +18,11 @@ HOSTS = ("story-1", "story-2")  # Debian 12 and Debian 13
 def validate(kvmfleet, inventory):
     """Validates the lab; gives the exit code and the hosts of the report by name."""
 
-    def run(*arguments):
+    def run(*arguments, hosts=HOSTS):
         done = kvmfleet("validate", "-i", inventory, "--json", *arguments)
-        hosts = {host["name"]: host for host in json.loads(done.stdout)["hosts"]}
-        assert tuple(hosts) == HOSTS
-        return done.returncode, hosts
+        found = {host["name"]: host for host in json.loads(done.stdout)["hosts"]}
+        assert tuple(found) == hosts
+        return done.returncode, found
 
     return run
 
@@ -125,6 +125,16 @@ def test_three_broken_things_are_each_named_and_provision_heals_what_is_its_own(
     on(HOSTS[0], "systemd-tmpfiles --create --prefix=/dev/kvm")  # udev's work, which no role does
     healed = kvmfleet("provision", "-i", inventory)
     assert healed.returncode == 0, healed.stdout + healed.stderr
+
+
+def test_a_lab_host_that_loses_kvm_boots_a_guest_under_tcg_and_is_degraded(validate, on):
+    on(HOSTS[1], "umount /dev/kvm; rm -f /dev/kvm")  # comes back with the next start of the host
+    code, hosts = validate("-l", HOSTS[1], hosts=HOSTS[1:])
+    host = hosts[HOSTS[1]]
+    assert (code, host["verdict"]) == (0, "degraded")
+    assert host["cause"]["check"] == "kvm.node"
+    guest = host["evidence"]["guest"]
+    assert (guest["outcome"], guest["domain_type"]) == ("works", "qemu")
 
 
 def test_a_dead_host_is_unreachable_and_the_other_is_still_judged(validate, kvmfleet, on):
