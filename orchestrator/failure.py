@@ -27,22 +27,15 @@ TAIL = 300
 
 
 def message(result: Mapping[str, Any]) -> str:
-    """The reason in the result of a failed task, safe to show; of a loop, that of the first item that failed."""
-    return printable(_reason(_culprit(result))) or "the module gave no reason"
+    """The reason in the result of a failed task, or of a failed item of its loop, safe to show."""
+    return printable(_reason(result)) or "the module gave no reason"
 
 
 def item(result: Mapping[str, Any]) -> str:
-    """The label of the loop's first item that failed, "" where there was no loop."""
-    culprit = _culprit(result)
-    if culprit is result or "censored" in culprit:
-        return ""
-    return printable(str(culprit.get("_ansible_item_label", culprit.get("item", ""))), 120)
-
-
-def _culprit(result: Mapping[str, Any]) -> Mapping[str, Any]:
-    items = result.get("results")
-    failed = (i for i in items if isinstance(i, dict) and i.get("failed")) if isinstance(items, list) else iter(())
-    return next(failed, result)
+    """The label of an item, "" where there is no loop, or where it may hold a secret."""
+    return (
+        "" if "censored" in result else printable(str(result.get("_ansible_item_label", result.get("item", ""))), 120)
+    )
 
 
 def _reason(result: Mapping[str, Any]) -> str:

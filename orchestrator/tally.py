@@ -38,6 +38,7 @@ class _Counts(msgspec.Struct):
     failed: int = 0
     unreachable: bool = False
     failure: TaskFailure | None = None
+    failed_item: Mapping[str, Any] | None = None  # result of the first item of the present loop that failed
 
 
 _HOST_EVENTS: Mapping[str, Outcome] = {
@@ -64,6 +65,9 @@ class Tally:
             yield Progress("task", task=_title(data))
         elif name == "playbook_on_stats":
             self._settle(data)
+        elif name == "runner_item_on_failed" and data.get("host") in self._hosts:
+            counts = self._hosts[data["host"]]
+            counts.failed_item = counts.failed_item or data.get("res")
         elif name in _HOST_EVENTS and data.get("host") in self._hosts:
             yield self._step(_HOST_EVENTS[name], data)
         elif name in {"verbose", "error", "warning", "deprecated", "system_warning"}:
@@ -73,6 +77,8 @@ class Tally:
 
     def _step(self, outcome: Outcome, data: Mapping[str, Any]) -> Progress:
         counts, result, why = self._hosts[data["host"]], data.get("res") or {}, ""
+        if outcome == "start":
+            counts.failed_item = None
         if outcome == "failed" and data.get("ignore_errors"):
             outcome = "ignored"
         elif outcome == "ok" and result.get("changed"):
@@ -83,9 +89,11 @@ class Tally:
         counts.failed += outcome == "failed"
         counts.unreachable |= outcome == "unreachable"
         if outcome in {"failed", "unreachable"}:
-            why = failure.message(result)
+            # A loop's own result says no more than that an item failed, and since ansible-core 2.21 not even which.
+            culprit = counts.failed_item or result
+            why = failure.message(culprit)
             role = data.get("role", "")
-            counts.failure = TaskFailure(task=_title(data), message=why, role=role, item=failure.item(result))
+            counts.failure = TaskFailure(task=_title(data), message=why, role=role, item=failure.item(culprit))
         done = counts.ok + counts.skipped + counts.failed
         return Progress(outcome, task=_title(data), host=data["host"], done=done, text=why)
 

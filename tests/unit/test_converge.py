@@ -90,7 +90,7 @@ def test_a_host_that_fails_does_not_stop_the_others() -> None:
     assert one.failure is None
     assert two.failure
     assert two.failure.task == "Break one"
-    assert two.failure.message == "non-zero return code: the disk is full"
+    assert two.failure.message.endswith("non-zero return code: the disk is full")  # 2.21 puts words before it
 
 
 def test_results_follow_the_fleet_and_not_the_answers() -> None:
@@ -202,7 +202,20 @@ def test_a_loop_names_the_item_that_failed() -> None:
     tasks = "- ansible.builtin.command: sh -c 'test {{ item }} != b || { echo no b >&2; exit 1; }'\n  loop: [a, b, c]"
     (result,) = converge(playbook(tasks), fleet("h1"), AnsibleOptions())
     assert result.failure
-    assert (result.failure.item, result.failure.message) == ("b", "non-zero return code: no b")
+    assert result.failure.item == "b"
+    assert result.failure.message.endswith("non-zero return code: no b")
+
+
+def test_a_task_after_a_loop_does_not_inherit_its_item() -> None:
+    tasks = """
+- ansible.builtin.command: sh -c 'exit 1'
+  loop: [a]
+  ignore_errors: true
+- ansible.builtin.fail: {msg: the second}
+"""
+    (result,) = converge(playbook(tasks), fleet("h1"), AnsibleOptions())
+    assert result.failure
+    assert (result.failure.item, result.failure.message) == ("", "the second")
 
 
 def test_an_assertion_says_what_was_not_so() -> None:
@@ -327,7 +340,7 @@ def test_the_users_ansible_cfg_and_environment_count(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("checking", [True, False])
 def test_host_keys_are_checked_unless_the_user_said_otherwise(checking: bool) -> None:
     on = fleet("h1", settings=Settings(host_key_checking=checking))
-    (message,) = run("- ansible.builtin.fail: {msg: \"{{ lookup('config', 'HOST_KEY_CHECKING') }}\"}", on)
+    (message,) = run("- ansible.builtin.fail: {msg: \"{{ lookup('config', 'HOST_KEY_CHECKING') | string }}\"}", on)
     assert message == str(checking)
 
 

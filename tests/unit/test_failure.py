@@ -58,25 +58,19 @@ def test_a_long_output_is_told_from_its_end() -> None:
     assert len(said) <= 400
 
 
-def test_a_loop_is_told_by_the_first_item_that_failed() -> None:
-    items = [{"item": "a"}, {"item": {"name": "b"}, "_ansible_item_label": "b", "failed": True, "msg": "no b"}]
-    result = {"msg": "One or more items failed", "results": [*items, {"item": "c", "failed": True, "msg": "no c"}]}
-    assert (item(result), message(result)) == ("b", "no b")
+@pytest.mark.parametrize("label", [{"_ansible_item_label": "b"}, {}])
+def test_an_item_has_its_label(label: dict[str, str]) -> None:
+    assert item({"item": "b", "failed": True, "msg": "no b"} | label) == "b"
 
 
 def test_a_hidden_item_has_no_label() -> None:
-    result = {"results": [{"failed": True, "censored": "hidden", "item": "secret"}]}
+    result = {"failed": True, "censored": "hidden", "item": "secret"}
     assert item(result) == ""
     assert "secret)" not in message(result).replace("a secret (no_log)", "")
 
 
 def test_a_task_without_a_loop_has_no_item() -> None:
     assert item({"msg": "broken"}) == ""
-
-
-@pytest.mark.parametrize("results", ["text", [None, 3], {}])
-def test_results_of_another_shape_are_survived(results: object) -> None:
-    assert message({"msg": "broken", "results": results}) == "broken"
 
 
 def test_a_message_is_safe_to_show() -> None:
