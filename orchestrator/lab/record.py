@@ -124,9 +124,12 @@ def read(name: str) -> Lab | None:
     file = folder_of(name) / _FILE
     try:
         lab = msgspec.json.decode(file.read_bytes(), type=Lab)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (msgspec.DecodeError, OSError) as e:
+    except OSError as e:
+        hint = "Look at the lab as the user who made it; KVMFLEET_STATE_DIR names where labs are."
+        raise LabError(f"{file}: {e.strerror}.", hint=hint) from e
+    except msgspec.DecodeError as e:
         raise LabError(f"{file} cannot be read: {e}.", hint="It says what belongs to the lab; restore it.") from e
     if lab.schema != SCHEMA:
         raise LabError(f"{file} has schema {lab.schema}, this kvmfleet knows {SCHEMA}.")

@@ -55,3 +55,16 @@ def test_hosts_are_numbered_from_one_and_addressed_apart_from_the_gateway(lab):
 def test_an_unknown_host_is_refused_with_the_known_ones(lab):
     with pytest.raises(LabError, match="no host 'red-1'"):
         lab.host("red-1")
+
+
+def test_a_state_folder_that_is_a_file_holds_no_lab(monkeypatch):
+    monkeypatch.setenv("KVMFLEET_STATE_DIR", "/dev/null")
+    assert record.read("blue") is None
+
+
+def test_a_record_that_cannot_be_opened_is_not_said_to_be_damaged(lab):
+    (lab.folder / "lab.json").mkdir()  # the one thing that root cannot open either
+    with pytest.raises(LabError) as caught:
+        record.read("blue")
+    assert caught.value.message.endswith("lab.json: Is a directory.")
+    assert "the user who made it" in caught.value.hint
