@@ -527,10 +527,12 @@ def main() -> None:
 
 
 def _prepare() -> None:
-    """Sees to what every command, and each program that it starts, takes for granted: a place, and UTF-8."""
+    """Sees to what every command, and each program that it starts, takes for granted: a place, UTF-8, and sbin."""
     try:
         Path.cwd()
     except FileNotFoundError as e:
         raise UsageError("The current folder is no longer there.", hint="Go to one that is: cd") from e
     if locale.getencoding().lower().replace("-", "") != "utf8":  # LC_ALL=C in a crontab, with which Ansible refuses
         os.environ["LC_ALL"] = "C.UTF-8"
+    # Where nft and ip are; a crontab, `su` and the users of Debian have it not.
+    os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"

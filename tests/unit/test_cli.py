@@ -241,6 +241,12 @@ def test_a_locale_that_ansible_refuses_is_no_matter(tmp_path, language):
     assert "unreachable" in done.stdout
 
 
+def test_programs_of_sbin_are_found_without_it_on_the_path(run, state, monkeypatch):
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    run("lab", "status")
+    assert os.environ["PATH"] == "/usr/bin:/bin:/usr/sbin:/sbin"
+
+
 def test_a_password_that_nobody_can_type_is_said_so(tmp_path):
     done = subprocess.run(
         [*COMMAND, "validate", "-i", "missing.yml", "-K"],
