@@ -105,6 +105,11 @@ def remove(folder: Path) -> None:
         raise LabError(f"{mounts[-1]} is mounted inside {folder}.", hint=f"Unmount it first: umount {mounts[-1]}")
     if not os.path.lexists(folder):
         return
+    if folder.is_dir() and not folder.is_symlink():
+        # rm(1) copes with any depth, Python's walk only with some; what resists rm is immutable, and goes below.
+        run(["rm", "--recursive", "--force", "--one-file-system", str(folder)], timeout_s=600, ok=(0, 1))
+    if not os.path.lexists(folder):
+        return
     for _, folders, files, here in os.fwalk(folder, topdown=False, follow_symlinks=False):
         for name in files:
             _forced(os.unlink, name, here)

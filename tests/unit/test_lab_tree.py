@@ -87,6 +87,18 @@ def test_the_second_process_is_told_who_holds_the_folder(tmp_path):
         pass
 
 
+def test_a_tree_of_any_depth_is_removed(tmp_path):
+    here = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(3000):  # paths this long cannot be named, only walked
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    tree.remove(tmp_path / "d")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_its_holder_removed_is_made_anew_for_the_one_who_waited(tmp_path):
     folder, inside = tmp_path / "lab", threading.Event()
 
