@@ -36,6 +36,12 @@ _NSPAWN = Path("/run/systemd/nspawn")
 _INTO_GROUPS = 'while [ "$1" != -- ]; do echo $$ > "$1/cgroup.procs"; shift; done; shift; exec "$@"'
 """Moves the shell into control groups, then becomes the command after `--`."""
 
+_REBOOT = 133
+"""systemd-nspawn ends with it when the host wants to start again; see systemd-nspawn(1), --keep-unit."""
+
+_AGAIN = f'log=$1; shift; exec > "$log" 2>&1 < /dev/null; while "$@"; [ $? -eq {_REBOOT} ]; do :; done'
+"""Writes to a log, and runs the command after it until it ends otherwise than for a reboot."""
+
 
 class Container:
     """Hosts that share this machine's kernel."""
@@ -175,7 +181,8 @@ def _has_systemd() -> bool:
 def _start_as_unit(unit: str, argv: Sequence[str], console: Path) -> None:
     """As a service, for the scope of a login session is not delegated to us."""
     console.unlink(missing_ok=True)
-    properties = ("Delegate=yes", "KillMode=mixed", "TasksMax=infinity", f"StandardOutput=append:{console}")
+    again = (f"RestartForceExitStatus={_REBOOT}", f"SuccessExitStatus={_REBOOT}")
+    properties = ("Delegate=yes", "KillMode=mixed", "TasksMax=infinity", *again, f"StandardOutput=append:{console}")
     run(
         [
             "systemd-run",
@@ -194,7 +201,7 @@ def _start_detached(unit: str, argv: Sequence[str], console: Path) -> None:
     cgroups.remove(unit)  # left by a host that was killed
     groups = [str(group) for group in cgroups.make(unit)]
     shell = ["sh", "-c", _INTO_GROUPS, "sh", *groups, "--", "env", "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1", *argv]
-    run(["sh", "-c", 'log=$1; shift; exec setsid --fork "$@" > "$log" 2>&1 < /dev/null', "sh", str(console), *shell])
+    run(["setsid", "--fork", "sh", "-c", _AGAIN, "sh", str(console), *shell])
 
 
 def _nspawn_version() -> int:

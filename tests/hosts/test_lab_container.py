@@ -1,5 +1,6 @@
 """Labs of real containers: made, used, killed at bad moments, and gone without a trace."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -159,6 +160,20 @@ def test_up_starts_a_stopped_host_and_keeps_what_is_on_it(lab):
     assert [host.state for host in labs.status("pair").hosts] == ["stopped", "running"]
     assert labs.up(LabSpec(name="pair"), progress=quiet) == lab
     assert ssh(lab, 0, "cat /etc/kept") == "kept"
+
+
+def test_a_host_that_reboots_comes_back_by_itself(lab):
+    boot = ssh(lab, 0, "systemctl show --value --property UserspaceTimestampMonotonic")
+    ssh(lab, 0, "sudo reboot", check=False)
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        time.sleep(0.5)
+        with contextlib.suppress(LabError, subprocess.SubprocessError):
+            if ssh(lab, 0, "systemctl show --value --property UserspaceTimestampMonotonic") not in ("", boot):
+                break
+    else:
+        pytest.fail(f"the host did not come back: {labs.status(lab.name).hosts[0]}")
+    assert len(processes.find("systemd-nspawn", f"--directory={lab.root(lab.hosts[0])}")) == 1
 
 
 def test_up_repairs_what_a_restart_of_this_machine_took(lab):
