@@ -146,3 +146,19 @@ def _paths_of_sudo(inventory):
     """Nobody can become root there any more, but the host's files are ours."""
     folder = Path(inventory).parent / "hosts" / HOSTS[0] / "root/usr/bin"
     return [folder / "sudo.away", folder / "sudo"]
+
+
+def test_a_killed_collector_leaves_no_guest_and_its_files_to_the_next_boot(kvmfleet_start, kvmfleet, inventory, on):
+    run = kvmfleet_start("validate", "-i", inventory, "-l", HOSTS[0], "--json")
+    until(lambda: processes("qemu-system", "guest=kvmfleet-proof-") or run.poll() is not None)
+    on(HOSTS[0], 'pkill -KILL -f "^/usr/bin/python3 -I -$"')
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 1, err
+    assert json.loads(out)["hosts"][0]["verdict"] == "unknown"
+    until(lambda: not processes("guest=kvmfleet-proof-"), limit_s=30)
+    assert on(HOSTS[0], "virsh --connect qemu:///system list --all --name").strip() == ""
+    left = on(HOSTS[0], "find /var/lib/libvirt -name kvmfleet-proof-\\*").split()
+    assert left, "nobody was there to remove them"
+    on(HOSTS[0], f"touch --date=yesterday {' '.join(left)}")
+    assert kvmfleet("validate", "-i", inventory, "-l", HOSTS[0]).returncode == 0
+    assert on(HOSTS[0], "find /var/lib/libvirt -name kvmfleet-proof-\\*") == ""
