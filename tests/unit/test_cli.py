@@ -184,6 +184,7 @@ def test_an_interruption_exits_130(run, monkeypatch, interruption):
     assert "interrupted" in err
 
 
+@pytest.mark.ansible
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_what_was_started_and_exits_130(tmp_path, number):
     script, asleep = tmp_path / "inventory", f"sleep 4711.{os.getpid()}"
@@ -228,6 +229,7 @@ def test_a_folder_that_is_gone_is_said_in_one_line(tmp_path):
     ]
 
 
+@pytest.mark.ansible
 @pytest.mark.parametrize("language", ["C", "POSIX", "xx_YY.ISO-8859-1"])
 def test_a_locale_that_ansible_refuses_is_no_matter(tmp_path, language):
     (tmp_path / "hosts").write_text("[kvm_hosts]\nhv1 ansible_host=127.0.0.1 ansible_port=1\n")

@@ -20,6 +20,8 @@ from orchestrator.converge import Progress, converge
 from orchestrator.errors import ConvergeError, Interrupted
 from orchestrator.inventory import AnsibleOptions, Fleet, Host, Secrets
 
+pytestmark = pytest.mark.ansible
+
 SECRET = "hunter2-and-more"
 PLAIN = Settings()
 SLEEP = f"- name: Sleep\n  ansible.builtin.command: sleep 97.{os.getpid()}"

@@ -18,6 +18,8 @@ from orchestrator.ansible_read import explain
 from orchestrator.errors import InventoryError
 from orchestrator.inventory import AnsibleOptions, Fleet, Host
 
+pytestmark = pytest.mark.ansible
+
 Write = Callable[..., str]
 THREE = "[kvm_hosts]\nb\na\nc\n"
 NO_OPTIONS = AnsibleOptions()

@@ -20,6 +20,8 @@ import yaml
 
 from orchestrator.model import SCHEMA, Contract
 
+pytestmark = pytest.mark.ansible
+
 ROOT = Path(__file__).parents[2]
 
 PLAYBOOK = """

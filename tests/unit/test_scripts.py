@@ -56,18 +56,28 @@ def checkout(tmp_path: Path) -> Checkout:
 
 def parts(done: subprocess.CompletedProcess[str]) -> list[str]:
     """The lines at the end: one for each part."""
-    return [line for line in done.stdout.splitlines() if line.startswith(("lint: ", "unit: ", "hosts: "))]
+    return [line for line in done.stdout.splitlines() if line.startswith(("lint: ", "unit: ", "ansible: ", "hosts: "))]
 
 
 def test_without_arguments_everything_runs(checkout: Checkout) -> None:
     done = checkout.run("scripts/test")
     assert done.returncode == 0
-    assert [line.split(" in ")[0] for line in parts(done)] == ["lint: passed", "unit: passed", "hosts: passed"]
+    assert [line.split(" in ")[0] for line in parts(done)] == [
+        "lint: passed",
+        "unit: passed",
+        "ansible: passed",
+        "hosts: passed",
+    ]
+
+
+def test_a_unit_test_belongs_to_one_of_two_parts(checkout: Checkout) -> None:
+    done = checkout.run("scripts/test", "unit", "ansible")
+    assert "pytest tests/unit -m not ansible --numprocesses" in done.stdout
+    assert "pytest tests/unit -m ansible --numprocesses" in done.stdout
 
 
 def test_a_part_can_be_chosen_and_the_rest_goes_to_pytest(checkout: Checkout) -> None:
     done = checkout.run("scripts/test", "unit", "--", "-k", "two words")
-    assert "pytest tests/unit --numprocesses" in done.stdout
     assert "-k two words" in done.stdout
     assert len(parts(done)) == 1
 

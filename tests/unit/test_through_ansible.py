@@ -19,7 +19,7 @@ from orchestrator.collect import collect
 from orchestrator.inventory import AnsibleOptions, load
 from orchestrator.model import Collected
 
-pytestmark = pytest.mark.skipif(not SSHD, reason="openssh-server is not installed")
+pytestmark = [pytest.mark.ansible, pytest.mark.skipif(not SSHD, reason="openssh-server is not installed")]
 
 ONLY_ANSIBLE = "-o Ciphers=aes128-ctr"  # an option of ssh that the fast way does not know
 
