@@ -284,6 +284,11 @@ def lab_up(
     from orchestrator.lab import labs
     from orchestrator.lab.spec import LabSpec
 
+    if bare and (as_json or junit):
+        raise UsageError(
+            "Bare hosts are not proven, so there is no report.",
+            hint=f"Leave out --bare, or look at the lab: kvmfleet lab status {name}",
+        )
     _logging(verbose)
     _install_prerequisites(yes)
     spec = LabSpec(name=name, systems=systems, hosts=hosts, provider=provider)

@@ -52,6 +52,7 @@ def state(monkeypatch, tmp_path):
         (["validate", "--nonsense"], "No such option"),
         (["provision", "-f", "0"], "0 is not in the range"),
         (["validate", "--boot", "moon"], "'moon' is not one of"),
+        (["lab", "up", "--bare", "--json"], "there is no report"),
         (["provision", "-C", "--junit", "report.xml"], "there is no JUnit report"),
         (["explain", "kvm.exce"], "Did you mean kvm.exec"),
         (["completion", "tcsh"], "'tcsh' is not one of"),
