@@ -23,7 +23,7 @@ from orchestrator.lab.provider import Provider
 from orchestrator.lab.record import Lab, LabHost
 from orchestrator.lab.spec import LabSpec, Progress, check_name, systems_of
 
-__all__ = ["HostStatus", "LabStatus", "down", "find", "harvest", "lab_of", "names", "ssh_argv", "status", "up"]
+__all__ = ["HostStatus", "LabStatus", "down", "find", "harvest", "lab_of", "ssh_argv", "status", "up"]
 
 PROVIDERS: dict[str, Provider] = {"container": Container()}
 
@@ -185,11 +185,6 @@ def _console(lab: Lab, host: LabHost) -> str:
     return "(it wrote nothing)"
 
 
-def names() -> tuple[str, ...]:
-    """The labs of this machine's state folder."""
-    return record.names()
-
-
 def find(name: str) -> Lab:
     """The lab of that name.
 
@@ -294,7 +289,7 @@ def lab_of(host: str) -> str:
     Raises:
         LabError: None has it.
     """
-    known = {known.name: name for name in names() for known in find(name).hosts}
+    known = {known.name: name for name in record.names() for known in find(name).hosts}
     if host not in known:
         raise LabError(f"No lab has a host {host!a}.", hint=f"There is {', '.join(known) or 'no lab'}.")
     return known[host]
