@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from orchestrator.errors import LabError
-from orchestrator.lab import container, images, labs, network, processes, tree
+from orchestrator.lab import container, images, labs, network, processes, record, tree
 from orchestrator.lab.spec import LabSpec
 
 pytestmark = [
@@ -41,7 +41,7 @@ def state(tmp_path_factory):
     folder = tmp_path_factory.mktemp("labs")
     patch.setenv("KVMFLEET_STATE_DIR", str(folder))
     yield folder
-    for name in labs.names():
+    for name in record.names():
         labs.down(name, progress=quiet)
     patch.undo()
 

@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from orchestrator.errors import LabError, LockedError
-from orchestrator.lab import labs, tree
+from orchestrator.lab import labs, record, tree
 from orchestrator.lab.spec import LabSpec
 
 
@@ -179,7 +179,7 @@ def test_down_of_one_lab_leaves_the_other(paper):
     up(name="one", hosts=1)
     two = up(name="two", hosts=1)
     labs.down("one", progress=quiet)
-    assert labs.names() == ("two",)
+    assert record.names() == ("two",)
     assert labs.find("two") == two
 
 
