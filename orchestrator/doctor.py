@@ -60,7 +60,7 @@ def problems() -> tuple[Problem, ...]:
         *agent(),
         *folder(paths.state(), STATE_MIB, level="error"),
         *folder(paths.cache(), CACHE_MIB, level="note"),
-        *history(paths.state() / "history.sqlite3"),
+        *history(paths.history()),
         *clock(),
         *lab(),
     ]

@@ -20,6 +20,11 @@ def state() -> Path:
     return Path(os.environ.get("KVMFLEET_STATE_DIR") or platformdirs.user_state_dir("kvmfleet"))
 
 
+def history() -> Path:
+    """The database of runs."""
+    return state() / "history.sqlite3"
+
+
 def cache() -> Path:
     """What can be made again: images and packages. `KVMFLEET_CACHE_DIR` moves it."""
     return Path(os.environ.get("KVMFLEET_CACHE_DIR") or platformdirs.user_cache_dir("kvmfleet"))

@@ -92,7 +92,7 @@ class Store:
     """
 
     def __init__(self, url: str = "") -> None:
-        self._engine = history_db.connect(url or f"sqlite:///{paths.state() / 'history.sqlite3'}")
+        self._engine = history_db.connect(url or f"sqlite:///{paths.history()}")
 
     def __enter__(self) -> Self:
         return self
