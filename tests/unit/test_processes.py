@@ -61,10 +61,12 @@ def test_a_child_that_is_started_at_the_last_moment_is_ended() -> None:
 
 
 def test_what_left_the_session_is_a_daemon_and_stays() -> None:
-    script = "(setsid sleep 95.5 > /dev/null 2>&1 & echo $!); sleep 95.5"
+    # It tells its number once it leads a session, and "orphaned" comes once its parent has ended, in either order.
+    script = "(setsid sh -c 'echo $$; exec sleep 95.5 > /dev/null 2>&1' &); echo orphaned; sleep 95.5"
     with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True) as child:
         assert child.stdout
-        daemon = int(child.stdout.readline())
+        said = {child.stdout.readline().strip() for _ in range(2)}
+        daemon = int((said - {"orphaned"}).pop())
         processes.end([child.pid])
         assert not alive(child.pid)
         assert alive(daemon)
