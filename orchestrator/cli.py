@@ -6,7 +6,6 @@ Heavy modules are imported inside the commands that need them, so that `--help` 
 from __future__ import annotations
 
 import difflib
-import errno
 import functools
 import getpass
 import locale
@@ -37,8 +36,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "auto_envvar_prefix": None}
 DEPTHS = ("none", "proof", "firmware")
-_UNWRITTEN = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO)
-"""How writing to stdout fails: nobody reads it, the disk is full, the terminal is gone."""
 
 
 # -- options shared by commands -------------------------------------------------------------------------------------
@@ -522,13 +519,22 @@ def main() -> None:
         _complain(e)
         code = e.exit_code
     except OSError as e:
-        if e.errno not in _UNWRITTEN or e.filename is not None:
+        if not isinstance(e, BrokenPipeError) and _writable():
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
         if not isinstance(e, BrokenPipeError):  # whoever closed the pipe wants no more words
             _complain(KvmfleetError(f"standard output: {e.strerror}.", hint="Send it to where there is room."))
         code = 1
     sys.exit(code)
+
+
+def _writable() -> bool:
+    """Stdout still takes something, so an error of writing came from elsewhere."""
+    try:
+        click.echo()
+    except OSError:
+        return False
+    return True
 
 
 def _prepare() -> None:

@@ -6,15 +6,17 @@ Every step looks at what there is before it acts, so each function may be called
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from orchestrator import paths
 from orchestrator.errors import LabError
 from orchestrator.lab import access, record, subnet, tree
 from orchestrator.lab.command import last_lines, run
@@ -70,7 +72,7 @@ def up(spec: LabSpec, *, progress: Progress) -> Lab:
     access.check_folder(folder)
     systems_of(spec, _systems(record.read(spec.name)))  # a senseless wish leaves no trace
     provider.require(folder.parent)
-    with tree.hold(folder, wait=False):
+    with _room(folder), tree.hold(folder, wait=False):
         with provider.alone():  # nobody takes the subnet between choosing it and having it
             lab = _planned(spec)
             provider.connect(lab, progress)
@@ -80,6 +82,20 @@ def up(spec: LabSpec, *, progress: Progress) -> Lab:
         access.write(lab)
         _start_all(lab, provider, progress)
     return lab
+
+
+@contextlib.contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    """Says it when the disk is full or may not be written; an error of writing does not say where it was."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        raise LabError(
+            f"{e.filename or f'The lab in {folder}'}: {e.strerror}.",
+            hint=f"See what is free: df -h {folder.parent} {paths.cache()}",
+        ) from e
 
 
 def _provider(name: str) -> Provider:

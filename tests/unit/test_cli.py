@@ -1,5 +1,6 @@
 """The command line as a user types it: exit codes, messages, and what goes to which stream."""
 
+import errno
 import json
 import os
 import pty
@@ -286,3 +287,13 @@ def test_passwords_are_asked_for_at_the_terminal_and_never_shown():
     assert b"BECOME password[defaults to SSH password]" in shown
     assert b"first-secret" not in shown
     assert os.waitstatus_to_exitcode(status) == 1
+
+
+def test_an_error_of_writing_elsewhere_is_not_blamed_on_stdout(run, monkeypatch):
+    def fill(**_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cli.commands["doctor"], "callback", fill)
+    monkeypatch.setattr(sys, "argv", ["kvmfleet", "doctor"])
+    with pytest.raises(OSError, match="No space"):
+        main()

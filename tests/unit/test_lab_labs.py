@@ -1,6 +1,7 @@
 """The story of a lab, told with a provider that makes nothing but files."""
 
 import contextlib
+import errno
 import stat
 
 import pytest
@@ -17,12 +18,13 @@ class Paper:
 
     def __init__(self):
         self.done, self.stumble_at, self.running, self.network, self.missing = [], "", set(), False, ""
+        self.stumble_over: BaseException = KeyboardInterrupt()
 
     def _step(self, *words):
         self.done.append(" ".join(words))
         if self.done[-1] == self.stumble_at:
             self.stumble_at = ""
-            raise KeyboardInterrupt
+            raise self.stumble_over
 
     def require(self, folder):
         if self.missing:
@@ -88,6 +90,15 @@ def quiet(message, fraction=None):
 
 def up(**wish):
     return labs.up(LabSpec(provider="paper", **wish), progress=quiet)
+
+
+def test_a_full_disk_is_said_and_up_goes_on_when_there_is_room(paper):
+    paper.stumble_at, paper.stumble_over = "create lab-1", OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(LabError, match=r"The lab in .*/lab: No space left on device\.") as caught:
+        up()
+    assert "df -h" in caught.value.hint
+    up()
+    assert paper.running == {"lab-1", "lab-2"}
 
 
 def test_a_new_lab_is_made_in_order_with_one_image_a_system(paper):
