@@ -62,7 +62,10 @@ def explain(error: Exception, target: Target) -> Silence:
         case ConnectionRefusedError():
             return Silence(f"{target.where} refused the connection", "Is sshd running there, and is this its port?")
         case OSError(errno=errno.EHOSTUNREACH | errno.ENETUNREACH):
-            return Silence(f"no route to {target.where}", f"See which way leads there: ip route get {target.address}")
+            return Silence(
+                f"no route to {target.where}",
+                f"Is it powered on? If so, see which way leads there: ip route get {target.address}",
+            )
         case OSError():
             reason = printable(error.strerror or str(error))
             return Silence(f"cannot connect to {target.where}: {reason}", f"Try by hand: {target.by_hand}")
