@@ -156,7 +156,8 @@ def _with_play(judgement: Judgement, converged: HostConverged | None) -> Judgeme
 
 def _play_finding(converged: HostConverged) -> Finding:
     """The failed task as a finding, so that every report shows it where it shows all others."""
-    fix = f"Settle that, then run `kvmfleet provision -l {converged.host}` again; what is done is not done twice."
+    # The same words for every host: a report tells hosts that share a failure once.
+    fix = "Settle that, then run the same command again; what is done is not done twice."
     if converged.failure is None:
         return Finding(CONVERGED.id, "error", "the playbook never got to this host", "the playbook finishes", "", fix)
     task, item = converged.failure.task, f" ({converged.failure.item})" if converged.failure.item else ""
