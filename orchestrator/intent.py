@@ -20,7 +20,7 @@ def digests(fleet: Fleet, *, content: Path | None = None) -> Mapping[str, str]:
     """Host name to a SHA-256 of roles, playbooks and the host's variables, -e among them.
 
     Variables that say how to reach a host (`ansible_…`) are left out: another address, key or password asks for
-    nothing else, and the digest, which every user of the host may read, is no way to guess a login password.
+    nothing else, and the digest, which leaves this machine, is no way to guess a login password.
     """
     common = _content(content or paths.content())
     return {host.name: _digest(common, host) for host in fleet.hosts}
