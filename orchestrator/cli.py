@@ -314,7 +314,8 @@ def _install_prerequisites(yes: bool) -> None:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             prerequisites.require()
         click.echo(f"A lab needs packages that this machine lacks. This command installs them:\n  {command}", err=True)
-        click.confirm("Run it?", abort=True, err=True)
+        if not click.confirm("Run it?", err=True):
+            prerequisites.require()
     with _steps() as progress:
         prerequisites.install(packages, progress)
 
@@ -363,7 +364,8 @@ def lab_down(name: str, dry_run: bool, yes: bool) -> None:
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError(f"Removing lab {name} needs a yes, and there is no terminal to ask at.", hint="Add --yes.")
-        click.confirm(f"Remove lab {name} with all that is in its hosts?", abort=True, err=True)
+        if not click.confirm(f"Remove lab {name} with all that is in its hosts?", err=True):
+            raise UsageError("Nothing was removed.")
     with _steps() as progress:
         labs.down(name, dry_run=False, progress=progress)
     click.echo(f"Lab {name} is gone.", err=True)
