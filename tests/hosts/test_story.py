@@ -8,6 +8,7 @@ import re
 import xml.etree.ElementTree as ET
 
 import pytest
+from waiting import until
 
 pytestmark = pytest.mark.hosts
 
@@ -138,7 +139,8 @@ def test_a_lab_host_that_loses_kvm_boots_a_guest_under_tcg_and_is_degraded(valid
 
 
 def test_a_dead_host_is_unreachable_and_the_other_is_still_judged(validate, kvmfleet, on):
-    on(HOSTS[1], "systemctl poweroff --no-block")
+    on(HOSTS[1], "systemd-run --quiet --on-active=1 systemctl poweroff")  # so that our own login ends in peace
+    until(lambda: kvmfleet("lab", "status", "story").returncode)
     code, hosts = validate("--boot", "proof", "-T", "5")
     assert code == 1
     assert hosts[HOSTS[1]]["verdict"] == "unreachable"

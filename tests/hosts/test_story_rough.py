@@ -6,10 +6,10 @@ import os
 import re
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 pytestmark = pytest.mark.hosts
 
@@ -20,14 +20,6 @@ HOSTS = ("story-1", "story-2")
 def _provisioned(kvmfleet, inventory):
     done = kvmfleet("provision", "-i", inventory, "--boot", "none")
     assert "failed" not in done.stdout, done.stdout
-
-
-def until(true, limit_s=60):
-    """Waits for something that another process does."""
-    end_s = time.monotonic() + limit_s
-    while not true():
-        assert time.monotonic() < end_s, "it did not happen in time"
-        time.sleep(0.1)
 
 
 def processes(*words):
