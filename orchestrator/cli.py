@@ -71,7 +71,7 @@ connection_options = _apply(
         "--vault-password-file", "--vault-pass-file", multiple=True, metavar="FILE", help="Holds the vault password."
     ),
     click.option("--vault-id", multiple=True, metavar="LABEL@SOURCE", help="Vault identity; SOURCE is a file."),
-    click.option("-v", "--verbose", count=True, help="Say more; -vvv shows what Ansible says."),
+    click.option("-v", "--verbose", count=True, help="Say more: every finding, what Ansible says; -vvv all of it."),
 )
 
 playbook_options = _apply(
@@ -95,7 +95,8 @@ boot_option = click.option(
     type=click.Choice(DEPTHS),
     default="firmware",
     show_default=True,
-    help="How far the proof goes: no guest, a few instructions through /dev/kvm, or a libvirt guest that boots.",
+    help="How far the proof goes: no guest (which leaves every host unknown), a few instructions through /dev/kvm, "
+    "or a libvirt guest that boots.",
 )
 
 
@@ -258,7 +259,7 @@ def lab() -> None:
 @click.option("--bare", is_flag=True, help="Stop when the hosts run; do not provision them.")
 @boot_option
 @report_options
-@click.option("-v", "--verbose", count=True, help="Say more; -vvv shows what Ansible says.")
+@click.option("-v", "--verbose", count=True, help="Say more: every finding, what Ansible says; -vvv all of it.")
 @yes_option
 def lab_up(
     name: str,

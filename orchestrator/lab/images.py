@@ -111,7 +111,7 @@ def build(system: str, progress: Progress) -> str:
     if root(image).is_dir():
         return image
     title = SYSTEMS[system].title
-    progress(f"image of {title}: waiting for its turn")
+    progress(f"image of {title}: building it, once for all labs")
     with tree.hold(_folder(image), wait=True):
         if root(image).is_dir():
             return image

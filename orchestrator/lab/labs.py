@@ -16,8 +16,9 @@ from typing import Literal
 
 import msgspec
 
-from orchestrator import paths
+from orchestrator import lock, paths
 from orchestrator.errors import LabError
+from orchestrator.inventory import Fleet, Host
 from orchestrator.lab import access, record, subnet, tree
 from orchestrator.lab.command import last_lines, run
 from orchestrator.lab.container import Container
@@ -261,7 +262,7 @@ def down(name: str, *, dry_run: bool = False, progress: Progress) -> tuple[str, 
     """Removes the lab and returns what that was; the images stay.
 
     Raises:
-        LockedError: Another process is changing this lab.
+        LockedError: Another process is changing this lab, or one of its hosts.
         LabError: There is no such lab, or something in it is not ours to remove.
     """
     check_name(name)
@@ -275,9 +276,14 @@ def down(name: str, *, dry_run: bool = False, progress: Progress) -> tuple[str, 
         traces = provider.traces(lab) if lab else ()
         if not dry_run:
             if lab is not None:
-                _dismantle(lab, provider, progress)
+                with lock.hold(_fleet(lab), "lab down"):  # nobody provisions what goes away
+                    _dismantle(lab, provider, progress)
             _remove_folder(folder)
     return (*traces, f"folder {folder}")
+
+
+def _fleet(lab: Lab) -> Fleet:
+    return Fleet(tuple(Host(host.name, host.address) for host in lab.hosts), ())
 
 
 def _dismantle(lab: Lab, provider: Provider, progress: Progress) -> None:

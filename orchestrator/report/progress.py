@@ -90,7 +90,8 @@ class Board:
 
     def _collected(self, event: Collected) -> None:
         row = self._rows.setdefault(event.host, _Row(event.host))
-        row.state, row.note = "looked at" if event.evidence else "silent", event.problem
+        silence = "unreachable" if event.unreachable else "no evidence"
+        row.state, row.note = "answered" if event.evidence else silence, event.problem
         self._say(f"{event.host}: {row.state}{': ' + event.problem if event.problem else ''}")
 
     def _say(self, line: str, style: str = "") -> None:

@@ -18,8 +18,8 @@ HOSTS = ("story-1", "story-2")
 
 @pytest.fixture(scope="module", autouse=True)
 def _provisioned(kvmfleet, inventory):
-    done = kvmfleet("provision", "-i", inventory, "--boot", "none")
-    assert "failed" not in done.stdout, done.stdout
+    up = kvmfleet("lab", "up", "story", "--boot", "none")  # whatever the story left behind
+    assert " 2 unknown" in up.stdout, up.stdout + up.stderr
 
 
 def processes(*words):
@@ -71,6 +71,9 @@ def test_the_second_of_two_provisions_says_who_holds_the_lock(kvmfleet_start, kv
         second = kvmfleet("provision", "-i", inventory, "-l", HOSTS[1])
         assert second.returncode == 1
         assert re.search(rf"{HOSTS[1]}: held by `kvmfleet provision`, process {first.pid} of root on", second.stderr)
+        down = kvmfleet("lab", "down", "story", "--yes")  # must not pull the hosts from under it
+        assert down.returncode == 1
+        assert f"process {first.pid} of root" in down.stderr
     finally:
         first.communicate(timeout=300)
 
