@@ -151,13 +151,18 @@ def test_an_interrupted_up_is_continued(paper, step):
     assert not list(labs.find("lab").folder.rglob("*.partial"))
 
 
+def left(state):
+    """What is not kvmfleet's own: the file in which hosts are locked serves every lab and every run."""
+    return [path for path in state.rglob("*") if "locks" not in path.relative_to(state).parts]
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_an_interrupted_up_is_taken_down_whole(paper, step, tmp_path):
     paper.stumble_at = step
     with pytest.raises(KeyboardInterrupt):
         up()
     labs.down("lab", progress=quiet)
-    assert list((tmp_path / "state").rglob("*")) == []
+    assert left(tmp_path / "state") == []
     assert (paper.running, paper.network) == (set(), False)
 
 
@@ -168,14 +173,14 @@ def test_an_interrupted_down_is_continued(paper, step, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         labs.down("lab", progress=quiet)
     labs.down("lab", progress=quiet)
-    assert list((tmp_path / "state").rglob("*")) == []
+    assert left(tmp_path / "state") == []
 
 
 def test_a_folder_without_a_record_is_removed_too(paper, tmp_path, monkeypatch):
     monkeypatch.setitem(labs.PROVIDERS, "container", paper)
     (tmp_path / "state" / "labs" / "lab").mkdir(parents=True)
     assert labs.down("lab", progress=quiet) == (f"folder {tmp_path}/state/labs/lab",)
-    assert list((tmp_path / "state").rglob("*")) == []
+    assert left(tmp_path / "state") == []
 
 
 def test_a_dry_run_says_the_same_and_does_nothing(paper):
