@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import ansible_cfg, inventory
+from orchestrator import ansible_cfg, inventory, paths
 from orchestrator.ansible_cfg import Settings
 from orchestrator.ansible_read import explain
 from orchestrator.errors import InventoryError
@@ -218,8 +218,12 @@ def test_what_ansible_cfg_says_about_paths_reaches_the_run() -> None:
 
 def test_ansible_config_is_not_asked_where_there_is_nothing_to_learn() -> None:
     assert ansible_cfg.questions() == {}
-    write("[defaults]\n", "ansible.cfg")
-    assert ansible_cfg.questions().keys() == {"base", "ssh"}
+    ours = (paths.content() / "ansible.cfg").read_text()
+    write(ours, "ansible.cfg")
+    assert ansible_cfg.questions() == {}
+    for theirs in ("remote_user = admin", "pipelining = false", "no section"):
+        write(ours.replace("pipelining = true", theirs), "ansible.cfg")
+        assert ansible_cfg.questions().keys() == {"base", "ssh"}
 
 
 # -- mistakes -------------------------------------------------------------------------------------------------------
