@@ -36,7 +36,7 @@ def report(results: Sequence[HostResult], *, verbose: bool = False) -> Renderabl
 
     With `verbose` every finding of every host is listed. Hosts' strings are escaped and never read as markup.
     """
-    parts: list[RenderableType] = [_table(results)]
+    parts: list[RenderableType] = [_table(results), Text()]
     parts += [findings(r) for r in results] if verbose else list(_advice(results))
     parts.append(_closing(results))
     return Group(*parts)
@@ -44,7 +44,7 @@ def report(results: Sequence[HostResult], *, verbose: bool = False) -> Renderabl
 
 def pretended(converged: Sequence[HostConverged]) -> RenderableType:
     """What check mode would have done to each host."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
     for name in ("host", "outcome", "ok", "would change", "failed", "why"):
         table.add_column(name)
     for host in converged:
@@ -52,7 +52,7 @@ def pretended(converged: Sequence[HostConverged]) -> RenderableType:
         style = _STYLE["pass"] if host.outcome == "ok" else _STYLE["fail"]
         numbers = (str(host.ok), str(host.changed), str(host.failed))
         table.add_row(Text(host.host), Text(host.outcome, style=style), *numbers, Text(printable(why, 1000)))
-    return Group(table, Text("Check mode: nothing was changed, so nothing was proven.", style="bold"))
+    return Group(table, Text("\nCheck mode: nothing was changed, so nothing was proven.", style="bold"))
 
 
 def findings(result: HostResult) -> RenderableType:
@@ -65,7 +65,7 @@ def findings(result: HostResult) -> RenderableType:
 
 
 def _table(results: Sequence[HostResult]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
     for name in ("host", "verdict", "system", "kvm", "qemu", "libvirt", "guest", "checks"):
         # A narrow terminal folds what has spaces; a word in two lines cannot be read.
         table.add_column(name, no_wrap=name not in ("system", "guest", "checks"), overflow="fold")
