@@ -24,7 +24,6 @@ def status(lab: LabStatus) -> RenderableType:
     for host in lab.hosts:
         uptime = "-" if host.uptime_s is None else str(timedelta(seconds=int(host.uptime_s)))
         table.add_row(host.name, Text(host.state, style=_STYLE[host.state]), host.system, host.address, uptime)
-    where = Text(
-        f"\n{len(lab.hosts)} hosts of lab {lab.name}, provider {lab.provider}, network {lab.subnet}\ninventory: {lab.inventory}"
-    )
+    summary = f"\n{len(lab.hosts)} hosts of lab {lab.name}, provider {lab.provider}, network {lab.subnet}"
+    where = Text(f"{summary}\ninventory: {lab.inventory}")
     return Group(table, where, Text(lab.limits, style="dim"))
