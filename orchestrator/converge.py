@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrator import paths, processes
+from orchestrator import paths, processes, scratch
 from orchestrator.ansible_read import program
 from orchestrator.errors import ConvergeError, Interrupted
 from orchestrator.inventory import AnsibleOptions, Fleet, Secrets
@@ -33,7 +33,7 @@ MARKER = "KVMFLEET_RUN"  # in the environment of every process of a run
 FORKS_PER_CPU = 4
 TICK_S = 0.2
 PATIENCE_S = 10.0
-LONGEST_TEMPORARY = 50  # a socket's path has room for 108 bytes, and ssh adds 40 to its own
+LONGEST_TEMPORARY = 46  # a socket's path has room for 108 bytes, and ssh adds 40 to its own
 
 
 def converge(
@@ -78,8 +78,7 @@ def _folder(fleet: Fleet, secrets: Secrets, intents: Mapping[str, str]) -> Itera
     place = tempfile.gettempdir() if len(tempfile.gettempdir()) <= LONGEST_TEMPORARY else "/tmp"
     with ExitStack() as stack:
         with _wanting_room(place):
-            made = tempfile.TemporaryDirectory(prefix="kvmfleet-", dir=place, ignore_cleanup_errors=True)
-            folder = Path(stack.enter_context(made))
+            folder = stack.enter_context(scratch.folder(place))
             _write_inputs(folder, fleet, secrets, intents)
         yield folder
 

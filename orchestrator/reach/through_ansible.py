@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
+from orchestrator import scratch
 from orchestrator.ansible_cfg import Settings
 from orchestrator.converge import converge
 from orchestrator.inventory import AnsibleOptions, Fleet, Host, Secrets
@@ -50,8 +50,8 @@ def ask(
         Interrupted: because `cancelled` said so.
     """
     fleet = Fleet(hosts=tuple(hosts), sources=options.inventory, settings=settings)
-    with tempfile.TemporaryDirectory(prefix="kvmfleet-") as name:
-        program, answers = Path(name, "program.py"), Path(name, "answers")  # apart: a host may have any name
+    with scratch.folder() as folder:
+        program, answers = folder / "program.py", folder / "answers"  # apart: a host may have any name
         program.write_bytes(question.program)
         answers.mkdir()
         results = converge(
