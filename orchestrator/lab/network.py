@@ -174,7 +174,8 @@ def forward(lab_id: str, devices: Iterable[str], *, conf: Path = _CONF, state: P
     for device in devices:
         switch = conf / device / "forwarding"
         if switch.read_text().strip() == "0":
-            tree.write(state / "former" / device, "0\n")
+            if device != bridge(lab_id):  # which goes with its lab, long before the last one
+                tree.write(state / "former" / device, "0\n")
             switch.write_text("1\n")
 
 
