@@ -40,7 +40,7 @@ def test_the_last_lab_puts_forwarding_back_and_no_earlier_one(machine):
 
 def test_a_bridge_that_goes_with_its_lab_leaves_no_note_while_other_labs_stay(machine):
     network.forward("1", ["kvmf-1", "eth0"], **machine)
-    network.forward("2", ["kvmf-2", "eth0"], **machine)
+    network.forward("2", ["eth0"], **machine)
     network.unforward("1", **machine)
     assert sorted(path.name for path in machine["state"].rglob("*") if path.is_file()) == ["eth0", "lab-2"]
 
