@@ -29,7 +29,6 @@ from orchestrator.text import printable
 
 __all__ = ["Progress", "converge"]
 
-MARKER = "KVMFLEET_RUN"  # in the environment of every process of a run
 FORKS_PER_CPU = 4
 TICK_S = 0.2
 PATIENCE_S = 10.0
@@ -138,7 +137,7 @@ def _arguments(folder: Path, fleet: Fleet, options: AnsibleOptions, secrets: Sec
     }
     return [
         *(f"--inventory={source}" for source in fleet.sources),
-        f"--limit=@{folder / 'limit'}",
+        _limit(folder),
         f"--forks={forks}",
         *(flag for flag, wanted in flags.items() if wanted),
         *(f"{name}={value}" for name, value in values.items() if value),
@@ -150,11 +149,15 @@ def _arguments(folder: Path, fleet: Fleet, options: AnsibleOptions, secrets: Sec
     ]
 
 
+def _limit(folder: Path) -> str:
+    """An argument that only the processes of this run have."""
+    return f"--limit=@{folder / 'limit'}"
+
+
 def _environment(folder: Path, fleet: Fleet) -> dict[str, str]:
     """What we set on top of the caller's environment. Where the user's ansible.cfg has an answer, it wins."""
     settings, content = fleet.settings, paths.content()
     return {
-        MARKER: str(folder),
         "ANSIBLE_ROLES_PATH": ":".join([str(content / "roles"), *settings.roles_path]),
         "ANSIBLE_LIBRARY": ":".join([str(content / "plugins" / "modules"), *settings.library]),
         "ANSIBLE_PIPELINING": str(settings.pipelining is not False),
@@ -206,15 +209,25 @@ class _Run:
             raise ConvergeError(f"Ansible could not be run: {printable(str(self._problem))}") from self._problem
 
     def stop(self) -> None:
-        """Ends what still runs, or is about to. A second Ctrl-C while Ansible is asked to end makes it a kill."""
+        """Ends what still runs, or is about to. A second Ctrl-C while Ansible is asked to end makes it a kill.
+
+        Ansible may fork a worker in the moment in which it ends, so the run is over when a look finds none.
+        """
         try:
-            while self._thread.is_alive():
-                processes.end(processes.children(os.getpid(), str(self._folder)))
-                self._thread.join(TICK_S)
+            while (ours := self._processes()) or self._thread.is_alive():
+                processes.end(ours)
+                if self._thread.is_alive():
+                    self._thread.join(TICK_S)
+        except KeyboardInterrupt:
+            processes.end(self._processes(), term_s=0)
+            raise
         finally:
             self._killed.set()
             if self._thread.is_alive():
                 self._thread.join(PATIENCE_S)
+
+    def _processes(self) -> list[int]:
+        return processes.running(_limit(self._folder))
 
     def _work(self) -> None:
         try:

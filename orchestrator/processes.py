@@ -3,6 +3,9 @@
 Ansible's workers lead sessions of their own, so a signal to the process group of `ansible-playbook` misses them, and
 what they started goes on without a parent. The tree is therefore read while it is whole, and grown by whatever joins
 its sessions meanwhile. A daemon that a task started has left them, and stays.
+
+A worker that was forked after the last look, by a parent that has ended since, is in no tree. It still has its
+parent's arguments, so a caller that looks again with `running` finds it.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["children", "end", "started_ticks"]
+__all__ = ["end", "running", "started_ticks"]
 
 TERM_S = 5.0  # Ansible tells its workers, and removes its temporary files
 KILL_S = 2.0
@@ -31,9 +34,9 @@ class _Place(NamedTuple):
     session: int
 
 
-def children(pid: int, marker: str) -> list[int]:
-    """The direct children of `pid` that carry `marker` in their environment."""
-    return [p.pid for p, place in _table().items() if place.parent == pid and marker.encode() in _environment(p.pid)]
+def running(argument: str) -> list[int]:
+    """The processes with exactly this argument, and what they forked that called no exec, whoever is its parent now."""
+    return [process.pid for process in _table() if argument.encode() in _arguments(process.pid)]
 
 
 def started_ticks(pid: int) -> int | None:
@@ -92,11 +95,11 @@ def _read(path: Path) -> tuple[_Process, _Place] | None:
     return _Process(int(path.name), int(rest[15])), _Place(int(parent), int(session))
 
 
-def _environment(pid: int) -> bytes:
+def _arguments(pid: int) -> list[bytes]:
     try:
-        return Path(f"/proc/{pid}/environ").read_bytes()
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
-        return b""
+        return []
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

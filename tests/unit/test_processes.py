@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -77,12 +78,37 @@ def test_nothing_to_end_is_no_error() -> None:
     processes.end([])
 
 
-def test_only_children_with_the_marker_are_found() -> None:
-    with (
-        subprocess.Popen(["sleep", "60"], env={"MARK": "/tmp/this-run"}) as marked,
-        subprocess.Popen(["sleep", "60"], env={"MARK": "/tmp/other-run"}) as other,
-    ):
-        found = processes.children(os.getpid(), "/tmp/this-run")
-        marked.kill()
+ORPHAN = """
+import os, signal, time
+def late(number, frame):
+    if os.fork():
+        os._exit(0)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.setsid()
+    time.sleep(60)
+signal.signal(signal.SIGTERM, late)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_worker_that_was_forked_while_its_parent_ended_is_found_by_its_argument() -> None:
+    argument = f"--limit=@/tmp/run-{os.getpid()}"
+    with subprocess.Popen(
+        [sys.executable, "-c", ORPHAN, argument], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as child:
+        assert child.stdout
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(signal.SIGTERM)
+        child.wait()
+        (orphan,) = processes.running(argument)
+        assert orphan != child.pid
+        processes.end([orphan])
+        assert processes.running(argument) == []
+
+
+def test_an_argument_that_only_contains_the_wanted_one_is_another() -> None:
+    with subprocess.Popen(["tail", "-f", "/dev/null"]) as other:
+        assert other.pid not in processes.running("/dev/nul")
+        assert other.pid in processes.running("/dev/null")
         other.kill()
-    assert found == [marked.pid]
