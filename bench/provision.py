@@ -27,7 +27,7 @@ INSTALL = "sudo apt-get -q update && sudo DEBIAN_FRONTEND=noninteractive apt-get
 def bare_lab() -> str:
     """The inventory of a lab in which nothing was installed yet."""
     run(KVMFLEET, "lab", "down", LAB, "--yes", codes=(0, 1))
-    run(KVMFLEET, "lab", "up", LAB, "--os", "debian-12", "--hosts", "2", "--bare", "--yes")
+    run(KVMFLEET, "lab", "up", LAB, "--provider", "container", "--os", "debian-12", "--hosts", "2", "--bare", "--yes")
     return str(run(KVMFLEET, "lab", "status", LAB, "--json").report["inventory"])
 
 

@@ -16,7 +16,7 @@ from functools import partial
 from measure import BIN, KVMFLEET, Run, by_turns, heading, median_cpu_s, median_wall_s, run, table
 
 rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-run(KVMFLEET, "lab", "up", "bench", "--yes", codes=(0, 2))
+run(KVMFLEET, "lab", "up", "bench", "--provider", "container", "--yes", codes=(0, 2))
 inventory = run(KVMFLEET, "lab", "status", "bench", "--json").report["inventory"]
 
 

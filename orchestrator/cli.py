@@ -251,10 +251,22 @@ def lab() -> None:
 @click.option("--hosts", type=int, metavar="N", help="How many hosts. Default: one of each system.")
 @click.option(
     "--provider",
-    type=click.Choice(["container"]),
-    default="container",
+    type=click.Choice(["auto", "container", "vm"]),
+    default="auto",
     show_default=True,
-    help="What the hosts are: systemd-nspawn containers, which need root and share this machine's kernel.",
+    help="What the hosts are: QEMU machines with kernels of their own, or systemd-nspawn containers, which need root "
+    "and share this machine's kernel. auto: machines where this one executes guests in hardware, otherwise containers "
+    "for root, otherwise machines in software.",
+)
+@click.option("--image", default="", metavar="FILE|URL", help="vm: boot this cloud image (qcow2 or raw, cloud-init).")
+@click.option("--sha256", default="", metavar="HEX", help="vm: of the image; needed for a URL.")
+@click.option("--memory", "memory_mib", type=click.IntRange(256), metavar="MIB", help="vm: of each host; 2048.")
+@click.option("--cpus", type=click.IntRange(1, 256), metavar="N", help="vm: processors of each host; 2.")
+@click.option(
+    "--accel",
+    "accelerator",
+    type=click.Choice(["auto", "kvm", "tcg"]),
+    help="vm: what executes the hosts: hardware (kvm), software (tcg), or kvm where it works (auto, the default).",
 )
 @click.option("--bare", is_flag=True, help="Stop when the hosts run; do not provision them.")
 @boot_option
@@ -266,6 +278,11 @@ def lab_up(
     systems: tuple[str, ...],
     hosts: int | None,
     provider: str,
+    image: str,
+    sha256: str,
+    memory_mib: int | None,
+    cpus: int | None,
+    accelerator: str | None,
     bare: bool,
     depth: Depth,
     as_json: bool,
@@ -288,8 +305,23 @@ def lab_up(
             hint=f"Leave out --bare, or look at the lab: kvmfleet lab status {name}",
         )
     _logging(verbose)
-    _install_prerequisites(yes)
-    spec = LabSpec(name=name, systems=systems, hosts=hosts, provider=provider)
+    if sha256 and not image:
+        raise UsageError("--sha256 is of an image.", hint="Add --image, or leave it out.")
+    wish = LabSpec(
+        name=name,
+        systems=systems,
+        hosts=hosts,
+        provider=provider,
+        image=image,
+        sha256=sha256,
+        memory_mib=memory_mib,
+        cpus=cpus,
+        accelerator=accelerator or "",
+    )
+    spec, why = labs.chosen(wish)
+    if why:
+        click.echo(why, err=True)
+    _install_prerequisites(spec.provider, yes)
     with _steps() as progress:
         made = labs.up(spec, progress=progress)
         progress(labs.status(name).limits)
@@ -303,20 +335,20 @@ def lab_up(
         labs.harvest(made)
 
 
-def _install_prerequisites(yes: bool) -> None:
+def _install_prerequisites(provider: str, yes: bool) -> None:
     """Installs the system packages that a lab needs: after asking, without asking, or not at all."""
     from orchestrator.lab import prerequisites
 
-    packages = prerequisites.missing()
-    if not packages or os.geteuid() != 0:  # without root there will be no lab, and labs.up says so
+    packages = prerequisites.missing(provider)
+    if not packages or (provider == "container" and os.geteuid() != 0):  # which labs.up says
         return
     command = " ".join(prerequisites.install_command(packages))
     if not yes:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
-            prerequisites.require()
+            prerequisites.require(provider)
         click.echo(f"A lab needs packages that this machine lacks. This command installs them:\n  {command}", err=True)
         if not click.confirm("Run it?", err=True):
-            prerequisites.require()
+            prerequisites.require(provider)
     with _steps() as progress:
         prerequisites.install(packages, progress)
 
@@ -348,6 +380,28 @@ def lab_ssh(host: str, command: tuple[str, ...]) -> None:
 
     argv = labs.ssh_argv(labs.lab_of(host), host, command)
     os.execvp(argv[0], argv)
+
+
+@lab.command("reboot")
+@click.argument("host", shell_complete=_complete_lab_host)
+def lab_reboot(host: str) -> None:
+    """Boot a host of a lab again, and wait until it answers."""
+    from orchestrator.lab import labs
+
+    with _steps() as progress:
+        labs.reboot(labs.lab_of(host), host, progress=progress)
+
+
+@lab.command("console")
+@click.argument("host", shell_complete=_complete_lab_host)
+@click.option("-f", "--follow", is_flag=True, help="Go on as it writes more, until Ctrl-C.")
+def lab_console(host: str, follow: bool) -> None:
+    """Show what a host of a lab has written to its console since its last start."""
+    from orchestrator.lab import labs
+    from orchestrator.text import printable_lines
+
+    for text in labs.console(labs.lab_of(host), host, follow=follow):
+        click.echo(printable_lines(text), nl=text.endswith("\n"))
 
 
 @lab.command("down")

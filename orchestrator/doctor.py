@@ -22,8 +22,8 @@ from typing import Any, Literal
 import msgspec
 
 from orchestrator import paths
-from orchestrator.errors import StoreError
-from orchestrator.lab import prerequisites
+from orchestrator.errors import LabError, StoreError
+from orchestrator.lab import accelerator, prerequisites
 from orchestrator.store import Store
 from orchestrator.text import printable
 
@@ -34,7 +34,10 @@ LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 
 PYTHONS = ((3, 11), (3, 14))
 ANSIBLE_CORE = (2, 19)  # of ansible 12, the oldest that runs on Python 3.11 and knows the roles' syntax
-MODULES = ("ansible", "ansible_runner", "asyncssh", "click", "msgspec", "platformdirs", "rich", "sqlalchemy", "yaml")
+MODULES = (
+    *("ansible", "ansible_runner", "asyncssh", "click", "msgspec", "platformdirs", "qemu.qmp", "rich", "sqlalchemy"),
+    "yaml",
+)
 STATE_MIB = 200
 CACHE_MIB = 4096  # two images, their archives, and two hosts
 
@@ -242,25 +245,26 @@ def clock(now_s: Callable[[], float] = time.time, built: Path = Path(__file__)) 
 
 def lab(
     *,
-    missing: Callable[[], Sequence[str]] = prerequisites.missing,
+    missing: Callable[[str], Sequence[str]] = prerequisites.missing,
     root: bool = os.geteuid() == 0,
-    kvm: Path = Path("/dev/kvm"),
+    choose: Callable[[], accelerator.Accelerator] = accelerator.choose,
     filesystems: Path = Path("/proc/filesystems"),
 ) -> Iterator[Problem]:
-    """What `kvmfleet lab` needs of this machine."""
-    if not root:
-        yield Problem("note", "A lab needs root.", "Run `kvmfleet lab` as root.")
-    if packages := missing():
+    """What `kvmfleet lab` needs of this machine: for root containers as well, for everybody virtual machines."""
+    if packages := missing("container" if root else "vm"):
         command = " ".join(prerequisites.install_command(tuple(packages)))
         yield Problem("note", f"A lab needs packages that are missing: {', '.join(packages)}.", command)
-    if not kvm.exists():
-        yield Problem(
-            "note",
-            f"{kvm} is absent, so hosts of a lab emulate and end as degraded.",
-            "Enable virtualization in the firmware or in the hypervisor of this machine; load kvm_intel or kvm_amd.",
-        )
-    if "cgroup2" not in filesystems.read_text().split():
-        yield Problem("note", "The kernel has no cgroup2, which libvirt in a lab needs.", "Boot a kernel that has it.")
+    try:
+        if (chosen := choose()).name == "tcg":
+            yield Problem(
+                "note",
+                f"{chosen.why}, so containers of a lab end as degraded, and virtual machines run in software.",
+                "Enable virtualization in the firmware or in the hypervisor below, then load kvm_intel or kvm_amd.",
+            )
+    except LabError as e:
+        yield Problem("note", e.message, e.hint)
+    if root and "cgroup2" not in filesystems.read_text().split():
+        yield Problem("note", "The kernel has no cgroup2, which lab containers need.", "Boot one that has it.")
 
 
 def _dotted(version: Sequence[int]) -> str:

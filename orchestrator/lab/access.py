@@ -11,7 +11,7 @@ import yaml
 from orchestrator.errors import LabError
 from orchestrator.lab import tree
 from orchestrator.lab.command import run
-from orchestrator.lab.record import USER, Lab
+from orchestrator.lab.record import USER, Lab, LabHost
 
 __all__ = ["check_folder", "host_key", "hosts_file", "inventory", "login_key", "ssh_config", "write"]
 
@@ -69,15 +69,23 @@ def _known_hosts(lab: Lab) -> str:
     """Our own copies of the keys: what a host has under /etc/ssh by now is its own affair."""
     public = {host: lab.host_folder(host) / "key" / "id_ed25519.pub" for host in lab.hosts}
     return "".join(
-        f"{host.address},{host.name} {' '.join(file.read_text().split()[:2])}\n"
+        f"{_known_as(host)},{host.name} {' '.join(file.read_text().split()[:2])}\n"
         for host, file in public.items()
         if file.exists()
     )
 
 
+def _known_as(host: LabHost) -> str:
+    """sshd(8), SSH_KNOWN_HOSTS FILE FORMAT: a port other than 22 goes with the address in brackets."""
+    return f"[{host.ssh_address}]:{host.port}" if host.port else host.address
+
+
 def ssh_config(lab: Lab) -> str:
     """For `ssh -F`; an entry a host, so that scp and rsync can use it as well."""
-    hosts = "".join(f"Host {host.name}\n  HostName {host.address}\n\n" for host in lab.hosts)
+    hosts = "".join(
+        f"Host {host.name}\n  HostName {host.ssh_address}\n{f'  Port {host.port}' if host.port else ''}\n\n"
+        for host in lab.hosts
+    )
     return f"""{hosts}Host *
   User {USER}
   IdentityFile {login_key(lab)}
@@ -101,7 +109,10 @@ def inventory(lab: Lab) -> str:
         "libvirt_cache_valid_time": INDEX_VALID_S,
         "libvirt_users": [USER],
     }
-    hosts = {host.name: {"ansible_host": host.address} for host in lab.hosts}
+    hosts = {
+        host.name: {"ansible_host": host.ssh_address} | ({"ansible_port": host.port} if host.port else {})
+        for host in lab.hosts
+    }
     document = {"all": {"children": {"kvm_hosts": {"hosts": hosts, "vars": variables}}}}
     header = f"# Lab {lab.name}, written by kvmfleet lab up, which writes it anew every time.\n"
     return header + yaml.safe_dump(document, sort_keys=False)

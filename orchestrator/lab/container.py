@@ -11,10 +11,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from orchestrator.errors import LabError
-from orchestrator.lab import access, apt, cgroups, debs, images, network, prerequisites, processes, subnet, tree
+from orchestrator.lab import access, apt, cgroups, debs, images, network, prerequisites, processes, seed, subnet, tree
 from orchestrator.lab.command import run
-from orchestrator.lab.record import USER, Lab, LabHost
-from orchestrator.lab.spec import Progress
+from orchestrator.lab.record import Lab, LabHost
+from orchestrator.lab.spec import LabSpec, Progress
 
 __all__ = ["Container"]
 
@@ -57,15 +57,27 @@ class Container:
                 "Making containers needs root: they have their own network, devices and users.",
                 hint="Run it with sudo, as root, or in a virtual machine.",
             )
-        prerequisites.require()
+        prerequisites.require("container")
         cgroups.hierarchies()
         _require_devices(folder)
+
+    def fit(self, folder: Path, spec: LabSpec, lab: Lab | None, waiting: int) -> None:
+        """They share this machine's memory, and it is said when the disk is full. They cannot be what a machine can."""
+        if spec.image or spec.memory_mib or spec.cpus or spec.accelerator:
+            raise LabError(
+                "--image, --sha256, --memory, --cpus and --accel are about virtual machines.",
+                hint="Add --provider vm, or leave them out.",
+            )
+
+    def shaped(self, lab: Lab, spec: LabSpec) -> Lab:
+        """Nothing about it can be chosen."""
+        return lab
 
     def alone(self) -> AbstractContextManager[None]:
         """Subnets, forwarding and firewalls are shared."""
         return network.machine()
 
-    def image(self, system: str, progress: Progress) -> str:
+    def image(self, system: str, spec: LabSpec, progress: Progress) -> str:
         """Built by mmdebstrap when it is not in the cache."""
         return images.build(system, progress)
 
@@ -77,17 +89,15 @@ class Container:
         """Copies the image and makes it this host. Nothing of it has run yet, so paths in it can be trusted."""
         root = folder / "root"
         tree.copy(images.root(host.image), root)
+        networks = {"10-host0": _NETWORK.format(address=host.address, gateway=lab.gateway)}
         key = access.host_key(folder / "key", host.name)
-        _install(key, root / "etc/ssh/ssh_host_ed25519_key", 0o600)
-        _install(key.with_suffix(".pub"), root / "etc/ssh/ssh_host_ed25519_key.pub", 0o644)
-        tree.write(root / "etc/hostname", f"{host.name}\n")
-        tree.write(root / "etc/hosts", access.hosts_file(lab))
-        tree.write(root / "etc/resolv.conf", subnet.resolver())
-        tree.write(root / "etc/apt/apt.conf.d/90lab", images.APT_CONF + apt.options())
-        unit = root / "etc/systemd/network/10-host0.network"
-        tree.write(unit, _NETWORK.format(address=host.address, gateway=lab.gateway))
-        _authorize(access.login_key(lab).with_suffix(".pub"), root)
+        planted = seed.files(lab, host, key, networks=networks, resolver=subnet.resolver(), apt=apt.options())
+        seed.plant(planted, root)
         debs.offer(images.debs(host.image), root)
+
+    def settled(self, lab: Lab, host: LabHost) -> LabHost:
+        """It needs nothing."""
+        return host
 
     def start(self, lab: Lab, host: LabHost) -> None:
         """Boots it, detached from us."""
@@ -121,6 +131,10 @@ class Container:
         """From the start of its systemd-nspawn."""
         found = processes.find("systemd-nspawn", _directory(lab, host))
         return found[0].started_at_s() if found else None
+
+    def patience_s(self, lab: Lab) -> float:
+        """A boot takes some 5 seconds."""
+        return 120.0
 
     def stop(self, lab: Lab, hosts: Sequence[LabHost], *, grace_s: float) -> None:
         """SIGTERM lets systemd-nspawn shut the host down; a killed one takes the host with it."""
@@ -249,17 +263,3 @@ def _group_id(root: Path, group: str) -> int:
         if name == group:
             return int(number)
     raise LabError(f"The image in {root} has no group {group}.", hint="Remove it; lab up builds it again.")
-
-
-def _authorize(key: Path, root: Path) -> None:
-    home = root / "home" / USER
-    owner = home.stat()
-    folder = home / ".ssh"
-    folder.mkdir(mode=0o700)
-    _install(key, folder / "authorized_keys", 0o600)
-    for path in (folder, folder / "authorized_keys"):
-        os.chown(path, owner.st_uid, owner.st_gid)
-
-
-def _install(source: Path, target: Path, mode: int) -> None:
-    tree.write(target, source.read_text(), mode=mode)

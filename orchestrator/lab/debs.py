@@ -18,12 +18,12 @@ from pathlib import Path
 
 import msgspec
 
-__all__ = ["Wanted", "harvest", "index", "offer"]
+__all__ = ["ARCHIVES", "NAME", "Wanted", "harvest", "index", "offer"]
 
 ARCHIVES = "var/cache/apt/archives"
 LISTS = "var/lib/apt/lists"
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]*_[A-Za-z0-9.+~%-]+_[a-z0-9]+\.deb")
+NAME = re.compile(r"[a-z0-9][a-z0-9+.-]*_[A-Za-z0-9.+~%-]+_[a-z0-9]+\.deb")
 _CHUNK = 1 << 20
 
 
@@ -55,7 +55,7 @@ def harvest(host_root: Path, cache: Path, image_root: Path) -> tuple[str, ...]:
     with _descend(host_root, ARCHIVES.split("/")) as archives:
         if archives is None:
             return ()
-        new = [n for n in sorted(os.listdir(archives)) if _NAME.fullmatch(n) and not (cache / n).exists()]
+        new = [n for n in sorted(os.listdir(archives)) if NAME.fullmatch(n) and not (cache / n).exists()]
         known = index(image_root, new) if new else {}
         cache.mkdir(parents=True, exist_ok=True)
         return tuple(name for name in new if name in known and _take(name, archives, cache, known[name]))

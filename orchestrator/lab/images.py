@@ -1,4 +1,7 @@
-"""Images: the root file system that every host of a system starts from, built once and kept by its content."""
+"""Images: what every host of a system starts from, built once and kept by its content.
+
+A recipe says what is in it. mmdebstrap does the work, as root or in a user namespace.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,33 @@ import termios
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from orchestrator import paths
+import msgspec
+
+from orchestrator import paths, scratch
 from orchestrator.errors import LabError, LockedError
 from orchestrator.lab import apt, tree
 from orchestrator.lab.command import BOUND, ESCAPE, last_lines
 from orchestrator.lab.record import USER
 from orchestrator.lab.spec import SYSTEMS, Progress
 
-__all__ = ["Meter", "build", "clean", "debs", "key", "root"]
+__all__ = [
+    "APT_CONF",
+    "CONTAINER",
+    "PACKAGES",
+    "SETUP",
+    "Meter",
+    "Recipe",
+    "bootstrap",
+    "build",
+    "clean",
+    "debs",
+    "folder",
+    "key",
+    "once",
+    "root",
+]
 
-RECIPE = 1
+RECIPE = 2
 """Raise it when the way of building changes in a way that the digest below does not see."""
 
 PACKAGES = (
@@ -43,6 +63,9 @@ PACKAGES = (
 
 APT_CONF = 'Acquire::Languages "none";\nAPT::Keep-Downloaded-Packages "true";\n'
 """No translations; and packages stay in the host's cache, where the next lab gets them from."""
+
+LOGIN_KEY = "/etc/ssh/lab_key.pub"
+"""Holds the key of the lab's user on a host, whatever that user does to the files of its own."""
 
 DPKG_CONF = (
     "force-unsafe-io",
@@ -63,62 +86,89 @@ rm -f /etc/ssh/ssh_host_*  # every host gets its own
 cat > /etc/ssh/sshd_config.d/10-lab.conf <<'END'
 PasswordAuthentication no
 UseDNS no
+AuthorizedKeysFile .ssh/authorized_keys {LOGIN_KEY}
 END
+systemctl --quiet enable systemd-networkd.service ssh.service
+systemctl --quiet mask systemd-networkd-wait-online.service systemd-resolved.service
+systemctl --quiet mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer
+rm -f /etc/apt/apt.conf.d/99mmdebstrap  # the way to the archive is this machine's business, each host gets it anew
+"""
+"""Runs in the finished root, before it becomes an image."""
+
+_CONTAINER_SETUP = """
 # A machine's udev gives /dev/kvm to its group; a container has none, and systemd leaves /dev alone in one.
 cat > /etc/tmpfiles.d/lab-devices.conf <<'END'
 z /dev/kvm 0660 root kvm
 z /dev/vhost-net 0660 root kvm
 z /dev/vhost-vsock 0660 root kvm
 END
-systemctl --quiet enable systemd-networkd.service ssh.service
-systemctl --quiet mask systemd-networkd-wait-online.service systemd-resolved.service getty.target console-getty.service
-systemctl --quiet mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer
-rm -f /etc/apt/apt.conf.d/99mmdebstrap  # the way to the archive is this machine's business, each host gets it anew
+systemctl --quiet mask getty.target console-getty.service
 """
-"""Runs in the finished root, before it becomes an image."""
+
+
+class Recipe(msgspec.Struct, frozen=True):
+    """What an image has besides the base of its system, and the script that runs in the finished root."""
+
+    kind: str
+    packages: tuple[str, ...]
+    setup: str
+
+
+CONTAINER = Recipe("container", PACKAGES, SETUP + _CONTAINER_SETUP)
 
 _ROOT, _WORK, _DEBS = "root", "work", "debs"
 
 
-def key(system: str) -> str:
+def key(system: str, recipe: Recipe = CONTAINER) -> str:
     """Names the content of an image: the same recipe gives the same key."""
     suite = SYSTEMS[system].suite
-    recipe = "\0".join((str(RECIPE), suite, platform.machine(), *PACKAGES, APT_CONF, *DPKG_CONF, SETUP))
-    return f"{system}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+    parts = (str(RECIPE), suite, platform.machine(), *recipe.packages, APT_CONF, *DPKG_CONF, recipe.setup)
+    return f"{system}-{recipe.kind}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:12]}"
 
 
-def _folder(image: str) -> Path:
+def folder(image: str) -> Path:
+    """Where an image is kept."""
     return paths.cache().absolute() / "images" / image
 
 
 def root(image: str) -> Path:
     """The image's tree. It was never booted, so its content can be trusted."""
-    return _folder(image) / _ROOT
+    return folder(image) / _ROOT
 
 
 def debs(image: str) -> Path:
     """Packages that hosts of this image installed."""
-    return _folder(image) / _DEBS
+    return folder(image) / _DEBS
 
 
 def build(system: str, progress: Progress) -> str:
-    """Builds the image unless it is there; returns its key. Whoever comes second waits for the first.
+    """Builds the tree of a container unless it is there; returns its key.
 
     Raises:
         LabError: mmdebstrap failed; the hint holds its last lines.
     """
-    image = key(system)
-    if root(image).is_dir():
+    image, title = key(system), SYSTEMS[system].title
+    return once(image, root(image), title, progress, lambda work, meter: bootstrap(system, CONTAINER, work, meter))
+
+
+def once(
+    image: str, product: Path, title: str, progress: Progress, make: Callable[[Path, Meter], Path], *, does: str = ""
+) -> str:
+    """Has `product`, in the folder of the image, made in an empty folder; returns the image's key.
+
+    Whoever comes second waits for the first, and nothing is left of what was killed.
+    """
+    if product.exists():
         return image
-    title = SYSTEMS[system].title
-    progress(f"image of {title}: building it, once for all labs")
-    with tree.hold(_folder(image), wait=True):
-        if root(image).is_dir():
+    progress(f"image of {title}: {does or 'building it, once for all labs'}")
+    with tree.hold(folder(image), wait=True):
+        if product.exists():
             return image
-        work = _folder(image) / _WORK
+        work = folder(image) / _WORK
         tree.remove(work)  # of a build that was killed
         try:
-            _bootstrap(SYSTEMS[system].suite, work, Meter(f"image of {title}", progress)).rename(root(image))
+            work.mkdir()
+            make(work, Meter(f"image of {title}", progress)).rename(product)
         finally:
             tree.remove(work)
     return image
@@ -134,30 +184,35 @@ def clean() -> None:
                 work.parent.parent.rmdir()
 
 
-def _bootstrap(suite: str, work: Path, meter: Meter) -> Path:
-    work.mkdir()
-    conf = work / "apt.conf"
-    tree.write(conf, APT_CONF + apt.options(), mode=0o600)  # not in argv: a proxy's address may hold a password
-    setup = work / "setup.sh"
-    tree.write(setup, SETUP)
-    argv = [
-        "mmdebstrap",
-        "--mode=root",
-        "--format=directory",
-        "--variant=apt",
-        f"--include={','.join(PACKAGES)}",
-        f"--aptopt={conf}",
-        *(f"--dpkgopt={line}" for line in DPKG_CONF),
-        "--skip=cleanup/apt/lists,output/dev",
-        f'--customize-hook=chroot "$1" /bin/sh -s < {shlex.quote(str(setup))}',
-        suite,
-        str(work / _ROOT),
-        *apt.sources(suite),
-    ]
-    code, output = _watched(argv, meter.read)
+def bootstrap(system: str, recipe: Recipe, work: Path, meter: Meter, *, tar: bool = False) -> Path:
+    """Builds the root of a system in the folder `work`: a tree, which takes root to make, or a tar archive."""
+    suite, made = SYSTEMS[system].suite, work / (_ROOT + ".tar" if tar else _ROOT)
+    as_root = os.geteuid() == 0
+    with scratch.folder() as inputs:
+        # Not in argv: a proxy's address may hold a password. In a user namespace mmdebstrap is somebody else, and can
+        # read what it knows the name of.
+        inputs.chmod(0o700 if as_root else 0o711)
+        conf, setup = inputs / "apt.conf", inputs / "setup.sh"
+        tree.write(conf, APT_CONF + apt.options())
+        tree.write(setup, recipe.setup)
+        argv = [
+            "mmdebstrap",
+            f"--mode={'root' if as_root else 'unshare'}",
+            f"--format={'tar' if tar else 'directory'}",
+            "--variant=apt",
+            f"--include={','.join(recipe.packages)}",
+            f"--aptopt={conf}",
+            *(f"--dpkgopt={line}" for line in DPKG_CONF),
+            "--skip=cleanup/apt/lists,output/dev",
+            f'--customize-hook=chroot "$1" /bin/sh -s < {shlex.quote(str(setup))}',
+            suite,
+            str(made),
+            *apt.sources(suite),
+        ]
+        code, output = _watched(argv, meter.read)
     if code != 0:
         raise LabError(f"mmdebstrap could not build {suite} (code {code}).", hint=last_lines(output))
-    return work / _ROOT
+    return made
 
 
 class Meter:
@@ -204,12 +259,13 @@ class Meter:
 def _watched(argv: Sequence[str], on_line: Callable[[str], None]) -> tuple[int, str]:
     """Runs a command on a terminal of its own, for that is where mmdebstrap shows how far it is; its code and output.
 
-    In a process namespace that dies with us, and with all that the command started.
+    Root's runs in a process namespace that dies with us, with all that the command started; a user's mmdebstrap makes
+    one itself.
     """
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
-    session = ("setsid", "--ctty", "unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc")
-    process = subprocess.Popen([*BOUND, *session, *argv], stdin=theirs, stdout=theirs, stderr=theirs)
+    alone = ("unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc") if os.geteuid() == 0 else ()
+    process = subprocess.Popen([*BOUND, "setsid", "--ctty", *alone, *argv], stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     told: list[str] = []
     try:

@@ -19,21 +19,36 @@ import msgspec
 from orchestrator import lock, paths
 from orchestrator.errors import LabError
 from orchestrator.inventory import Fleet, Host
-from orchestrator.lab import access, record, subnet, tree
-from orchestrator.lab.command import last_lines, run
+from orchestrator.lab import accelerator, access, record, subnet, tree
+from orchestrator.lab.command import ESCAPE, last_lines, run
 from orchestrator.lab.container import Container
 from orchestrator.lab.provider import Provider
 from orchestrator.lab.record import Lab, LabHost
 from orchestrator.lab.spec import LabSpec, Progress, check_name, systems_of
+from orchestrator.lab.vm import Vm
 
-__all__ = ["HostStatus", "LabStatus", "down", "find", "harvest", "lab_of", "ssh_argv", "status", "up"]
+__all__ = [
+    "HostStatus",
+    "LabStatus",
+    "chosen",
+    "console",
+    "down",
+    "find",
+    "harvest",
+    "lab_of",
+    "reboot",
+    "ssh_argv",
+    "status",
+    "up",
+]
 
-PROVIDERS: dict[str, Provider] = {"container": Container()}
+PROVIDERS: dict[str, Provider] = {"container": Container(), "vm": Vm()}
+AUTO = "auto"
 
 _APPEAR_LIMIT_S = 3.0  # from starting a host until its process can be seen
-_START_LIMIT_S = 120.0
 _STOP_GRACE_S = 4.0
 _PROBE_PAUSE_S = 0.3
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _CONSOLE_SHOWN_BYTES = 16384
 
 
@@ -43,6 +58,7 @@ class HostStatus(msgspec.Struct, frozen=True):
     name: str
     state: Literal["running", "stopped", "absent"]
     address: str
+    ssh: str  # where its ssh is reached from this machine
     system: str
     image: str
     uptime_s: float | None = None
@@ -67,22 +83,56 @@ def up(spec: LabSpec, *, progress: Progress) -> Lab:
         LockedError: Another process is changing this lab.
         LabError: It cannot be made; what is there already stays, for the next `up` or for `down`.
     """
-    check_name(spec.name)
+    spec, why = chosen(spec)
     provider = _provider(spec.provider)
     folder = record.folder_of(spec.name)
     access.check_folder(folder)
-    systems_of(spec, _systems(record.read(spec.name)))  # a senseless wish leaves no trace
-    provider.require(folder.parent)
+    _refuse_senseless(spec, provider, folder.parent)  # before there is a trace
+    if why:
+        progress(why)
     with _room(folder), tree.hold(folder, wait=False):
         with provider.alone():  # nobody takes the subnet between choosing it and having it
-            lab = _planned(spec)
+            lab = _planned(spec, provider)
             provider.connect(lab, progress)
-        lab = _with_images(lab, provider, progress)
+        lab = _with_images(lab, spec, provider, progress)
         for host in lab.hosts:
             _create(lab, host, provider, progress)
+        with provider.alone():
+            lab = _settled(lab, provider)
         access.write(lab)
         _start_all(lab, provider, progress)
     return lab
+
+
+def chosen(spec: LabSpec) -> tuple[LabSpec, str]:
+    """The wish with a provider: that of the lab as it is, the one that was asked for, or the best here; and why."""
+    check_name(spec.name)
+    lab = record.read(spec.name)
+    if spec.provider != AUTO:
+        return spec, ""
+    if lab is not None:
+        return msgspec.structs.replace(spec, provider=lab.provider), ""
+    provider, why = _best(spec)
+    return msgspec.structs.replace(spec, provider=provider), f"provider {provider}: {why}"
+
+
+def _best(spec: LabSpec) -> tuple[str, str]:
+    if spec.image or spec.accelerator:
+        return "vm", "only virtual machines have an image or an accelerator of their own"
+    if os.geteuid() != 0:
+        return "vm", f"this is not root, and {accelerator.choose().why}"
+    found = accelerator.choose()
+    if found.name == "kvm":
+        return "vm", found.why
+    return "container", f"{found.why}, and containers are quicker than virtual machines in software"
+
+
+def _refuse_senseless(spec: LabSpec, provider: Provider, folder: Path) -> None:
+    lab = record.read(spec.name)
+    systems = systems_of(spec, _systems(lab))
+    provider.require(folder)
+    running = [host for host in lab.hosts if provider.started_at_s(lab, host) is not None] if lab else []
+    provider.fit(folder, spec, lab, len(systems) - len(running))
 
 
 @contextlib.contextmanager
@@ -109,7 +159,7 @@ def _systems(lab: Lab | None) -> tuple[str, ...]:
     return tuple(host.system for host in lab.hosts) if lab else ()
 
 
-def _planned(spec: LabSpec) -> Lab:
+def _planned(spec: LabSpec, provider: Provider) -> Lab:
     """The record of the lab, written before anything that it names is made."""
     lab = record.read(spec.name)
     if lab is not None and lab.provider != spec.provider:
@@ -125,7 +175,7 @@ def _planned(spec: LabSpec) -> Lab:
             created_at_s=time.time(),
         )
     new = [lab.planned(number, system) for number, system in enumerate(systems, 1) if number > len(lab.hosts)]
-    return _recorded(lab, (*lab.hosts, *new))
+    return _recorded(provider.shaped(lab, spec), (*lab.hosts, *new))
 
 
 def _recorded(lab: Lab, hosts: Sequence[LabHost]) -> Lab:
@@ -134,10 +184,10 @@ def _recorded(lab: Lab, hosts: Sequence[LabHost]) -> Lab:
     return lab
 
 
-def _with_images(lab: Lab, provider: Provider, progress: Progress) -> Lab:
+def _with_images(lab: Lab, spec: LabSpec, provider: Provider, progress: Progress) -> Lab:
     """The lab with the image of each host that has still to be made; the others keep theirs."""
     missing = dict.fromkeys(host.system for host in lab.hosts if not lab.host_folder(host).exists())
-    images = {system: provider.image(system, progress) for system in missing}
+    images = {system: provider.image(system, spec, progress) for system in missing}
     return _recorded(
         lab,
         [
@@ -159,6 +209,15 @@ def _create(lab: Lab, host: LabHost, provider: Provider, progress: Progress) -> 
     partial.rename(folder)
 
 
+def _settled(lab: Lab, provider: Provider) -> Lab:
+    """The lab with what its stopped hosts need to start; each is settled with those before it."""
+    for host in lab.hosts:
+        if provider.started_at_s(lab, host) is None:
+            settled = provider.settled(lab, host)
+            lab = msgspec.structs.replace(lab, hosts=tuple(settled if h.name == host.name else h for h in lab.hosts))
+    return _recorded(lab, lab.hosts)
+
+
 def _start_all(lab: Lab, provider: Provider, progress: Progress) -> None:
     for host in lab.hosts:
         if provider.started_at_s(lab, host) is None:
@@ -166,33 +225,37 @@ def _start_all(lab: Lab, provider: Provider, progress: Progress) -> None:
             provider.start(lab, host)
     for host in lab.hosts:
         _await(lab, host, provider)
-        progress(f"{host.name}: answers at {host.address}")
+        progress(f"{host.name}: answers at {host.ssh_at}")
 
 
-def _await(lab: Lab, host: LabHost, provider: Provider) -> None:
-    """Returns when the host lets us in."""
-    began, answer = time.monotonic(), ""
-    while (waited_s := time.monotonic() - began) < _START_LIMIT_S:
-        answer = _introduce(lab, host)
+def _await(lab: Lab, host: LabHost, provider: Provider, *, booted_before: str = "") -> None:
+    """Returns when the host lets us in, and has booted since the boot that is named by its id."""
+    began, answer, patience_s = time.monotonic(), "", provider.patience_s(lab)
+    while (waited_s := time.monotonic() - began) < patience_s:
+        answer = _introduce(lab, host, booted_before)
         if not answer:
             return
         if waited_s > _APPEAR_LIMIT_S and provider.started_at_s(lab, host) is None:
             raise LabError(f"{host.name} ended while it started. The end of its console:", hint=_console(lab, host))
         time.sleep(_PROBE_PAUSE_S)
     raise LabError(
-        f"{host.name} does not answer at {host.address} after {_START_LIMIT_S:.0f} s: {answer}",
+        f"{host.name} does not answer at {host.ssh_at} after {patience_s:.0f} s: {answer}",
         hint=f"The end of its console, {lab.console(host)}:\n{_console(lab, host)}",
     )
 
 
-def _introduce(lab: Lab, host: LabHost) -> str:
+def _introduce(lab: Lab, host: LabHost, booted_before: str) -> str:
     """Tells a host the names of all hosts, which proves ssh and sudo as well; "" or why it did not work."""
-    argv = ["ssh", "-F", str(lab.ssh_config), "-o", "BatchMode=yes", "-o", "ConnectTimeout=2", host.name]
     try:
-        run([*argv, "sudo -n tee /etc/hosts"], stdin=access.hosts_file(lab), timeout_s=15)
+        told = _ask(lab, host, f"cat {_BOOT_ID}; sudo -n tee /etc/hosts", stdin=access.hosts_file(lab))
     except LabError as e:
         return e.hint or e.message
-    return ""
+    return "it has not gone down yet" if booted_before and told.startswith(booted_before) else ""
+
+
+def _ask(lab: Lab, host: LabHost, command: str, *, stdin: str | None = None, ok: tuple[int, ...] = (0,)) -> str:
+    argv = ["ssh", "-F", str(lab.ssh_config), "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", host.name]
+    return run([*argv, command], stdin=stdin, timeout_s=30, ok=ok)
 
 
 def _console(lab: Lab, host: LabHost) -> str:
@@ -238,6 +301,7 @@ def _host_status(lab: Lab, host: LabHost, provider: Provider) -> HostStatus:
         name=host.name,
         state="running" if started_s is not None else "stopped" if made else "absent",
         address=host.address,
+        ssh=host.ssh_at,
         system=host.system,
         image=host.image,
         uptime_s=None if started_s is None else max(0.0, time.time() - started_s),
@@ -246,11 +310,59 @@ def _host_status(lab: Lab, host: LabHost, provider: Provider) -> HostStatus:
 
 def ssh_argv(name: str, host: str, command: Sequence[str] = ()) -> list[str]:
     """The ssh that logs in to a host, or runs a command there (joined with spaces, as ssh does)."""
+    lab, target = _running(name, host)
+    return ["ssh", "-F", str(lab.ssh_config), target.name, *command]
+
+
+def _running(name: str, host: str) -> tuple[Lab, LabHost]:
     lab = find(name)
     target = lab.host(host)
     if _provider(lab.provider).started_at_s(lab, target) is None:
-        raise LabError(f"{host} is not running.", hint=f"Start it: kvmfleet lab up {name}")
-    return ["ssh", "-F", str(lab.ssh_config), target.name, *command]
+        hint = f"Start it: kvmfleet lab up {name}\nThe end of its console:\n{_console(lab, target)}"
+        raise LabError(f"{host} is not running.", hint=hint)
+    return lab, target
+
+
+def console(name: str, host: str, *, follow: bool = False) -> Iterator[str]:
+    """What the host has written to its console since its last start, in pieces, without a terminal's control sequences.
+
+    `follow` goes on for as long as somebody takes more.
+    """
+    lab = find(name)
+    file = lab.console(lab.host(host))
+    try:
+        stream = file.open(encoding="utf-8", errors="replace")
+    except FileNotFoundError as e:
+        raise LabError(f"{host} has not been started yet.", hint=f"Start it: kvmfleet lab up {name}") from e
+    with stream:
+        while (line := stream.readline()) or follow:
+            if line:
+                yield ESCAPE.sub("", line)
+            else:
+                time.sleep(_PROBE_PAUSE_S)
+
+
+def reboot(name: str, host: str, *, progress: Progress) -> None:
+    """Boots a host again and returns when it answers. One that does not obey is stopped and started.
+
+    Raises:
+        LockedError: Somebody changes the lab, or provisions this host.
+        LabError: It does not come back.
+    """
+    lab, target = _running(name, host)
+    provider = _provider(lab.provider)
+    with tree.hold(lab.folder, wait=False), lock.hold(Fleet((_fleet_host(target),), ()), "lab reboot"):
+        progress(f"{host}: rebooting")
+        try:
+            before = _ask(lab, target, f"cat {_BOOT_ID}")
+            _ask(lab, target, "sudo -n systemctl reboot", ok=(0, 255))  # 255: the connection went down with it
+        except LabError as e:
+            progress(f"{host}: it does not obey ({e.hint or e.message}), so it is stopped and started")
+            provider.stop(lab, (target,), grace_s=_STOP_GRACE_S)
+            provider.start(lab, target)
+            before = ""
+        _await(lab, target, provider, booted_before=before)
+        progress(f"{host}: answers at {target.ssh_at}")
 
 
 def harvest(lab: Lab) -> int:
@@ -270,20 +382,25 @@ def down(name: str, *, dry_run: bool = False, progress: Progress) -> tuple[str, 
     if not folder.exists():
         find(name)
     with tree.hold(folder, wait=False):
-        lab = record.read(name)  # None when `up` was killed before it wrote one: then there is only the folder
-        provider = _provider(lab.provider if lab else LabSpec().provider)
-        provider.require(folder.parent)
-        traces = provider.traces(lab) if lab else ()
-        if not dry_run:
-            if lab is not None:
+        traces: tuple[str, ...] = ()
+        if (lab := record.read(name)) is not None:  # or `up` was killed before it wrote one: there is only the folder
+            provider = _provider(lab.provider)
+            provider.require(folder.parent)
+            traces = provider.traces(lab)
+            if not dry_run:
                 with lock.hold(_fleet(lab), "lab down"):  # nobody provisions what goes away
                     _dismantle(lab, provider, progress)
+        if not dry_run:
             _remove_folder(folder)
     return (*traces, f"folder {folder}")
 
 
 def _fleet(lab: Lab) -> Fleet:
-    return Fleet(tuple(Host(host.name, host.address) for host in lab.hosts), ())
+    return Fleet(tuple(_fleet_host(host) for host in lab.hosts), ())
+
+
+def _fleet_host(host: LabHost) -> Host:
+    return Host(host.name, host.ssh_address, port=host.port or None)
 
 
 def _dismantle(lab: Lab, provider: Provider, progress: Progress) -> None:

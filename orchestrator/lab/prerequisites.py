@@ -1,4 +1,4 @@
-"""The commands of this machine that a lab needs, and the packages that bring them."""
+"""The commands of this machine that a kind of lab needs, and the packages that bring them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ __all__ = ["PACKAGES", "install", "install_command", "missing", "require"]
 
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
-PACKAGES: Mapping[str, str] = {
-    "systemd-nspawn": "systemd-container",
+_EVERY = {
     "mmdebstrap": "mmdebstrap",
-    "nft": "nftables",
     "ip": "iproute2",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
@@ -26,13 +24,30 @@ PACKAGES: Mapping[str, str] = {
     "setpriv": "util-linux",
     KEYRING: "debian-archive-keyring",
 }
-"""Command, or file when it is a path, to the package of Debian and Ubuntu."""
+
+PACKAGES: Mapping[str, Mapping[str, str]] = {
+    "container": {"systemd-nspawn": "systemd-container", "nft": "nftables", **_EVERY},
+    "vm": {
+        "qemu-system-x86_64": "qemu-system-x86",
+        "qemu-img": "qemu-utils",
+        "sfdisk": "fdisk",
+        "mke2fs": "e2fsprogs",
+        **_EVERY,
+    },
+}
+"""Provider to command, or file when it is a path, to the package of Debian and Ubuntu."""
+
+_NAMESPACES = {"newuidmap": "uidmap"}
+"""What mmdebstrap needs besides, where it is not root."""
 
 
-def missing(which: Callable[[str], str | None] = shutil.which) -> tuple[str, ...]:
+def missing(
+    provider: str, which: Callable[[str], str | None] = shutil.which, *, root: bool | None = None
+) -> tuple[str, ...]:
     """The packages that are missing, in order, each once."""
-    lacking = (package for need, package in PACKAGES.items() if not _present(need, which))
-    return tuple(dict.fromkeys(lacking))
+    as_root = os.geteuid() == 0 if root is None else root
+    needs = {**PACKAGES.get(provider, {}), **({} if as_root else _NAMESPACES)}
+    return tuple(dict.fromkeys(package for need, package in needs.items() if not _present(need, which)))
 
 
 def _present(need: str, which: Callable[[str], str | None]) -> bool:
@@ -45,9 +60,9 @@ def install_command(packages: tuple[str, ...]) -> tuple[str, ...]:
     return (*sudo, "apt-get", "install", "--yes", "--no-install-recommends", *packages)
 
 
-def require() -> None:
+def require(provider: str) -> None:
     """Raises MissingPackagesError, with the command that installs them, when packages are missing."""
-    if packages := missing():
+    if packages := missing(provider):
         raise MissingPackagesError(
             f"A lab needs packages that this machine lacks: {', '.join(packages)}.",
             hint=f"Install them: {' '.join(install_command(packages))}",

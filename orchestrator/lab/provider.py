@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from orchestrator.lab.record import Lab, LabHost
-from orchestrator.lab.spec import Progress
+from orchestrator.lab.spec import LabSpec, Progress
 
 __all__ = ["Provider"]
 
@@ -23,12 +23,20 @@ class Provider(Protocol):
         """Raises LabError when this machine cannot run such a lab in that folder."""
         ...
 
-    def alone(self) -> AbstractContextManager[None]:
-        """Held around `connect` and `clean`: nobody else changes what labs share on this machine."""
+    def fit(self, folder: Path, spec: LabSpec, lab: Lab | None, waiting: int) -> None:
+        """Raises LabError, with the numbers, when there is no room for the hosts that do not run yet."""
         ...
 
-    def image(self, system: str, progress: Progress) -> str:
-        """The key of the system's image, which is built when it is missing."""
+    def shaped(self, lab: Lab, spec: LabSpec) -> Lab:
+        """The lab as it will be with what was asked for."""
+        ...
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Held around `connect`, `settled` and `clean`: nobody else changes what labs share on this machine."""
+        ...
+
+    def image(self, system: str, spec: LabSpec, progress: Progress) -> str:
+        """The key of the system's image, which is made when it is missing."""
         ...
 
     def connect(self, lab: Lab, progress: Progress) -> None:
@@ -39,12 +47,20 @@ class Provider(Protocol):
         """Makes a host's files from its image in an empty folder, which is renamed to the host's own afterwards."""
         ...
 
+    def settled(self, lab: Lab, host: LabHost) -> LabHost:
+        """A stopped host with what it needs of this machine to start."""
+        ...
+
     def start(self, lab: Lab, host: LabHost) -> None:
         """Starts a host that is stopped; does not wait for it."""
         ...
 
     def started_at_s(self, lab: Lab, host: LabHost) -> float | None:
         """When the host was started, in seconds since the epoch; None when it is stopped."""
+        ...
+
+    def patience_s(self, lab: Lab) -> float:
+        """How long a host may take from its start until it answers."""
         ...
 
     def stop(self, lab: Lab, hosts: Sequence[LabHost], *, grace_s: float) -> None:

@@ -17,24 +17,53 @@ from orchestrator import paths
 from orchestrator.errors import LabError
 from orchestrator.lab import tree
 
-__all__ = ["SCHEMA", "USER", "Lab", "LabHost", "folder_of", "names", "new_id", "read", "write"]
+__all__ = [
+    "LOOPBACK",
+    "SCHEMA",
+    "USER",
+    "Lab",
+    "LabHost",
+    "folder_of",
+    "labs_folder",
+    "names",
+    "new_id",
+    "read",
+    "write",
+]
 
 SCHEMA = 1
 USER = "kvmfleet"
 """The unprivileged user with sudo that every host of a lab has."""
+
+LOOPBACK = "127.0.0.1"
 
 _FILE = "lab.json"
 _FIRST_HOST = 10  # host n has the n-th address after it; the gateway has the first of the subnet
 
 
 class LabHost(msgspec.Struct, frozen=True):
-    """One host as it was planned. `image` is the key of the image that it was made from, "" until it is made."""
+    """One host as it was planned. `image` is the key of the image that it was made from, "" until it is made.
+
+    `address` is the one in the lab's network. `port` is where ssh is forwarded from on this machine's loopback; 0 where
+    this machine is in that network itself.
+    """
 
     name: str
     number: int
     system: str
     address: str
     image: str = ""
+    port: int = 0
+
+    @property
+    def ssh_address(self) -> str:
+        """Where this machine reaches its ssh."""
+        return LOOPBACK if self.port else self.address
+
+    @property
+    def ssh_at(self) -> str:
+        """The same for people, with the port where it is not the usual one."""
+        return f"{LOOPBACK}:{self.port}" if self.port else self.address
 
 
 class Lab(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +75,9 @@ class Lab(msgspec.Struct, frozen=True, kw_only=True):
     provider: str
     subnet: str
     created_at_s: float
+    memory_mib: int = 0  # of each host; 0 where hosts share this machine's
+    cpus: int = 0
+    accelerator: str = "auto"  # what was asked for, not what it came to
     hosts: tuple[LabHost, ...] = ()
 
     @property

@@ -10,7 +10,17 @@ import msgspec
 
 from orchestrator.errors import LabError
 
-__all__ = ["DEFAULT_SYSTEMS", "MOST_HOSTS", "SYSTEMS", "LabSpec", "Progress", "System", "check_name", "systems_of"]
+__all__ = [
+    "DEFAULT_SYSTEMS",
+    "IMAGE",
+    "MOST_HOSTS",
+    "SYSTEMS",
+    "LabSpec",
+    "Progress",
+    "System",
+    "check_name",
+    "systems_of",
+]
 
 MOST_HOSTS = 100
 """More would want a larger subnet than a /24 and a larger machine than one."""
@@ -38,14 +48,25 @@ SYSTEMS: Mapping[str, System] = {
 
 DEFAULT_SYSTEMS = ("debian-12", "debian-13")
 
+IMAGE = "image"
+"""The system of a host that was made from an image of the user's."""
+
 
 class LabSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """The lab that the user asked for. Empty fields mean: as the lab is, or the default for a new one."""
+    """The lab that the user asked for. Empty fields mean: as the lab is, or the default for a new one.
+
+    From `image` on, the fields are about virtual machines only.
+    """
 
     name: str = "lab"
     systems: tuple[str, ...] = ()  # given out in turn when there are more hosts
     hosts: int | None = None
-    provider: str = "container"
+    provider: str = "auto"
+    image: str = ""  # a file or an address
+    sha256: str = ""
+    memory_mib: int | None = None
+    cpus: int | None = None
+    accelerator: str = ""
 
 
 def check_name(name: str) -> None:
@@ -63,10 +84,13 @@ def systems_of(spec: LabSpec, existing: tuple[str, ...] = ()) -> tuple[str, ...]
     Raises:
         LabError: An unknown system, a senseless number, or a wish that would replace or remove a present host.
     """
+    if spec.image and spec.systems:
+        raise LabError("An image is a system already.", hint="Leave out --os, or leave out --image.")
     for name in spec.systems:
         if name not in SYSTEMS:
             raise LabError(f"No host can run {name!a}.", hint=f"Choose from {', '.join(SYSTEMS)}.")
-    turn = spec.systems or tuple(dict.fromkeys(existing)) or DEFAULT_SYSTEMS
+    asked = (IMAGE,) if spec.image else spec.systems
+    turn = asked or tuple(dict.fromkeys(existing)) or DEFAULT_SYSTEMS
     number = max(len(existing), len(turn)) if spec.hosts is None else spec.hosts
     if not 1 <= number <= MOST_HOSTS:
         raise LabError(f"A lab has 1 to {MOST_HOSTS} hosts, not {number}.")
@@ -76,9 +100,9 @@ def systems_of(spec: LabSpec, existing: tuple[str, ...] = ()) -> tuple[str, ...]
             f"Lab {spec.name} has {len(existing)} hosts and up never removes one; {number} were asked for.",
             hint=f"Make it anew: kvmfleet lab down {spec.name}, then lab up.",
         )
-    if spec.systems and wanted[: len(existing)] != existing:
+    if asked and wanted[: len(existing)] != existing:
         raise LabError(
-            f"Lab {spec.name} runs {', '.join(existing)}; {', '.join(spec.systems)} was asked for.",
+            f"Lab {spec.name} runs {', '.join(existing)}; {', '.join(asked)} was asked for.",
             hint=f"Give the new lab another name, or make it anew: kvmfleet lab down {spec.name}, then lab up.",
         )
     return existing + wanted[len(existing) :]

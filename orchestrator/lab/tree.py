@@ -15,7 +15,7 @@ from typing import Protocol
 from orchestrator.errors import LabError, LockedError
 from orchestrator.lab.command import run
 
-__all__ = ["copy", "hold", "mounts_below", "remove", "write"]
+__all__ = ["copy", "hold", "mounts_below", "remove", "scratch", "write"]
 
 _GETFLAGS, _SETFLAGS = 0x80086601, 0x40086602  # FS_IOC_GETFLAGS and FS_IOC_SETFLAGS, linux/fs.h
 _LOCKED_FLAGS = 0x10 | 0x20  # immutable and append-only
@@ -81,6 +81,17 @@ def _holder(opened: int) -> str:
         if "->" not in fields and fields[1] == "FLOCK" and fields[5].endswith(f":{inode}"):
             return f"Process {fields[4]}"
     return "Another process"
+
+
+@contextlib.contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """An empty folder of that name, removed afterwards; what a kill left of it goes first."""
+    remove(folder)
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        remove(folder)
 
 
 def mounts_below(folder: Path) -> tuple[Path, ...]:

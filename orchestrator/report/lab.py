@@ -19,11 +19,11 @@ _STYLE = {"running": "green", "stopped": "yellow", "absent": "red"}
 def status(lab: LabStatus) -> RenderableType:
     """The hosts, then where the inventory is and what this kind of lab cannot do."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
-    for name in ("host", "state", "system", "address", "up for"):
+    for name in ("host", "state", "system", "ssh at", "up for"):
         table.add_column(name, no_wrap=True)
     for host in lab.hosts:
         uptime = "-" if host.uptime_s is None else str(timedelta(seconds=int(host.uptime_s)))
-        table.add_row(host.name, Text(host.state, style=_STYLE[host.state]), host.system, host.address, uptime)
+        table.add_row(host.name, Text(host.state, style=_STYLE[host.state]), host.system, host.ssh, uptime)
     summary = f"\n{len(lab.hosts)} hosts of lab {lab.name}, provider {lab.provider}, network {lab.subnet}"
     where = Text(f"{summary}\ninventory: {lab.inventory}")
     return Group(table, where, Text(lab.limits, style="dim"))

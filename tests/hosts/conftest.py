@@ -74,7 +74,7 @@ def ansible(environment):
 @pytest.fixture(scope="session")
 def inventory(kvmfleet):
     """A lab of one Debian 12 host, story-1, and one Debian 13 host, story-2: bare at first, removed at the end."""
-    up = kvmfleet("lab", "up", "story", "--yes", "--bare")
+    up = kvmfleet("lab", "up", "story", "--provider", "container", "--yes", "--bare")
     try:
         assert up.returncode == 0, up.stderr
         yield json.loads(kvmfleet("lab", "status", "story", "--json").stdout)["inventory"]

@@ -26,7 +26,8 @@ UP = """
 import sys
 from orchestrator.lab import labs
 from orchestrator.lab.spec import LabSpec
-labs.up(LabSpec(name=sys.argv[1], systems=("debian-12",)), progress=lambda text, fraction=None: print(text, flush=True))
+spec = LabSpec(name=sys.argv[1], systems=("debian-12",), provider="container")
+labs.up(spec, progress=lambda text, fraction=None: print(text, flush=True))
 """
 
 
@@ -49,7 +50,7 @@ def state(tmp_path_factory):
 @pytest.fixture(scope="module")
 def lab(state):
     """One host of each system."""
-    return labs.up(LabSpec(name="pair"), progress=quiet)
+    return labs.up(LabSpec(name="pair", provider="container"), progress=quiet)
 
 
 def ssh(lab, host, command, *, check=True):
@@ -158,7 +159,7 @@ def test_up_starts_a_stopped_host_and_keeps_what_is_on_it(lab):
     ssh(lab, 0, "echo kept | sudo tee /etc/kept; sync")
     processes.end(processes.find("systemd-nspawn", f"--directory={lab.root(lab.hosts[0])}"), grace_s=10)
     assert [host.state for host in labs.status("pair").hosts] == ["stopped", "running"]
-    assert labs.up(LabSpec(name="pair"), progress=quiet) == lab
+    assert labs.up(LabSpec(name="pair", provider="container"), progress=quiet) == lab
     assert ssh(lab, 0, "cat /etc/kept") == "kept"
 
 
@@ -180,7 +181,7 @@ def test_up_repairs_what_a_restart_of_this_machine_took(lab):
     labs.PROVIDERS["container"].stop(lab, lab.hosts, grace_s=5)
     network.disconnect(lab)
     assert [host.state for host in labs.status("pair").hosts] == ["stopped", "stopped"]
-    labs.up(LabSpec(name="pair"), progress=quiet)
+    labs.up(LabSpec(name="pair", provider="container"), progress=quiet)
     assert ssh(lab, 0, f"getent hosts {lab.hosts[1].name}")
 
 
@@ -190,10 +191,10 @@ def test_a_subnet_that_collides_by_now_is_said(lab):
     subprocess.run(["ip", "route", "add", "blackhole", lab.subnet], check=True)
     try:
         with pytest.raises(LabError, match="collides with"):
-            labs.up(LabSpec(name="pair"), progress=quiet)
+            labs.up(LabSpec(name="pair", provider="container"), progress=quiet)
     finally:
         subprocess.run(["ip", "route", "del", "blackhole", lab.subnet], check=True)
-    labs.up(LabSpec(name="pair"), progress=quiet)
+    labs.up(LabSpec(name="pair", provider="container"), progress=quiet)
 
 
 def test_a_firewall_that_drops_is_opened_for_the_lab_only_and_closed_again(lab):
@@ -208,8 +209,8 @@ table ip lab_test_firewall {{
 """  # its rule keeps the test from cutting off other users of this machine
     subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
     try:
-        labs.up(LabSpec(name="pair"), progress=quiet)
-        labs.up(LabSpec(name="pair"), progress=quiet)
+        labs.up(LabSpec(name="pair", provider="container"), progress=quiet)
+        labs.up(LabSpec(name="pair", provider="container"), progress=quiet)
         shown = subprocess.run(
             ["nft", "list", "table", "ip", "lab_test_firewall"], capture_output=True, text=True
         ).stdout
@@ -222,7 +223,7 @@ table ip lab_test_firewall {{
         assert lab.id not in shown.replace(mine, "")
     finally:
         subprocess.run(["nft", "delete", "table", "ip", "lab_test_firewall"], check=True)
-    labs.up(LabSpec(name="pair"), progress=quiet)
+    labs.up(LabSpec(name="pair", provider="container"), progress=quiet)
 
 
 def test_what_a_host_downloaded_serves_the_next_one(lab):
@@ -234,7 +235,7 @@ def test_what_a_host_downloaded_serves_the_next_one(lab):
 
 
 def test_down_leaves_nothing_of_a_lab_that_was_used(state, lab):
-    other = labs.up(LabSpec(name="used", systems=("debian-13",)), progress=quiet)
+    other = labs.up(LabSpec(name="used", systems=("debian-13",), provider="container"), progress=quiet)
     ssh(other, 0, "sudo touch /etc/fixed && sudo chattr +i /etc/fixed; nohup sleep 600 > /dev/null 2>&1 &", check=False)
     told = labs.down("used", dry_run=True, progress=quiet)
     assert f"interface {network.bridge(other.id)}" in told
@@ -266,7 +267,7 @@ def test_nothing_is_left_of_an_up_that_was_killed(state, lab, message, delay_s, 
         up.send_signal(signal.SIGKILL)
     killed = labs.find("killed")
     if then != "down":
-        labs.up(LabSpec(name="killed"), progress=quiet)
+        labs.up(LabSpec(name="killed", provider="container"), progress=quiet)
         assert ssh(killed, 0, "sudo -n id -un") == "root"
     labs.down("killed", progress=quiet)
     assert left_behind(killed.id, killed.folder) == []

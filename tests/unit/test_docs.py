@@ -103,8 +103,8 @@ def test_every_path_of_the_layout_exists() -> None:
 
 def test_every_dependency_has_its_reason() -> None:
     table = (ROOT / "docs/architecture.md").read_text().split("## Dependencies")[1]
-    reasons = names(r"^\| ([\w-]+) \|.+\|.+\|$", table) - {"library"}
-    assert reasons == names(r"^([\w-]+)", (ROOT / "requirements.in").read_text())
+    reasons = names(r"^\| ([\w.-]+) \|.+\|.+\|$", table) - {"library"}
+    assert reasons == names(r"^([\w.-]+)", (ROOT / "requirements.in").read_text())
 
 
 def test_every_variable_that_the_code_reads_is_documented() -> None:

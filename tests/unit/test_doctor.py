@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from orchestrator import doctor
+from orchestrator.errors import LabError
+from orchestrator.lab.accelerator import Accelerator
 from orchestrator.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,7 +83,7 @@ def test_a_missing_library_is_named() -> None:
 
 
 def test_every_library_of_the_requirements_is_looked_for() -> None:
-    wanted = re.findall(r"^[\w-]+", (ROOT / "requirements.in").read_text(), re.MULTILINE)
+    wanted = re.findall(r"^[\w.-]+", (ROOT / "requirements.in").read_text(), re.MULTILINE)
     modules = {"pyyaml": "yaml"}
     assert sorted(modules.get(name.lower(), name.lower().replace("-", "_")) for name in wanted) == sorted(
         doctor.MODULES
@@ -220,11 +222,14 @@ def test_a_clock_before_our_own_files_is_a_warning() -> None:
     assert not list(doctor.clock())
 
 
+def closed() -> Accelerator:
+    raise LabError("/dev/kvm is there, but tester may not open it.")
+
+
 def machine(tmp_path: Path, **differences: Any) -> list[doctor.Problem]:
     """What the lab finds on a machine that has all, but for the differences."""
-    (tmp_path / "kvm").touch()
     (tmp_path / "filesystems").write_text("nodev\tcgroup2\n")
-    good: dict[str, Any] = {"missing": tuple, "root": True, "kvm": tmp_path / "kvm"}
+    good: dict[str, Any] = {"missing": lambda _: (), "root": True, "choose": lambda: Accelerator("kvm", "")}
     return list(doctor.lab(**{**good, "filesystems": tmp_path / "filesystems", **differences}))
 
 
@@ -235,9 +240,10 @@ def test_a_machine_that_has_all_has_no_problem(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("difference", "words"),
     [
-        ({"missing": lambda: ("mmdebstrap", "nftables")}, "mmdebstrap, nftables"),
-        ({"root": False}, "needs root"),
-        ({"kvm": Path("/nowhere/kvm")}, "/nowhere/kvm is absent"),
+        ({"missing": lambda _: ("mmdebstrap", "nftables")}, "mmdebstrap, nftables"),
+        ({"root": False, "missing": lambda provider: (provider,)}, "missing: vm"),
+        ({"choose": closed}, "may not open it"),
+        ({"choose": lambda: Accelerator("tcg", "there is no /dev/kvm")}, "no /dev/kvm, so containers"),
         ({"filesystems": Path("/dev/null")}, "no cgroup2"),
     ],
 )
@@ -248,5 +254,5 @@ def test_what_a_lab_lacks_is_only_a_note(tmp_path: Path, difference: dict[str, A
 
 
 def test_missing_packages_come_with_the_command_that_installs_them(tmp_path: Path) -> None:
-    (problem,) = machine(tmp_path, missing=lambda: ("mmdebstrap", "nftables"))
+    (problem,) = machine(tmp_path, missing=lambda _: ("mmdebstrap", "nftables"))
     assert re.search(r"apt-get install .*mmdebstrap nftables", problem.fix)

@@ -1,5 +1,6 @@
 """Images: their keys, what mmdebstrap tells, and what killed builds leave."""
 
+import msgspec
 import pytest
 
 from orchestrator.lab import apt, images, tree
@@ -52,13 +53,13 @@ def test_lines_without_meaning_move_nothing(meter, told, line):
     assert told == []
 
 
-def test_the_key_names_the_content(monkeypatch):
+def test_the_key_names_the_content():
     before = images.key("debian-12")
     assert before == images.key("debian-12")
     assert before.startswith("debian-12-")
     assert before != images.key("debian-13")
-    monkeypatch.setattr(images, "PACKAGES", (*images.PACKAGES, "tree"))
-    assert before != images.key("debian-12")
+    more = msgspec.structs.replace(images.CONTAINER, packages=(*images.PACKAGES, "tree"))
+    assert before != images.key("debian-12", more)
 
 
 def test_an_image_that_is_there_is_not_built(tmp_path, monkeypatch, meter, told):

@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator.errors import LabError, LockedError
 from orchestrator.lab import labs, record, tree
+from orchestrator.lab.accelerator import Accelerator
 from orchestrator.lab.spec import LabSpec
 
 
@@ -15,6 +16,7 @@ class Paper:
     """A provider whose hosts are files; `stumble` raises at the named step, once."""
 
     limits = "Hosts of paper cannot do anything."
+    most, patience = 100, 120.0
 
     def __init__(self):
         self.done, self.stumble_at, self.running, self.network, self.missing = [], "", set(), False, ""
@@ -30,10 +32,23 @@ class Paper:
         if self.missing:
             raise LabError(self.missing)
 
+    def fit(self, folder, spec, lab, waiting):
+        if waiting > self.most:
+            raise LabError(f"room for {self.most}, not for {waiting}")
+
+    def shaped(self, lab, spec):
+        return lab
+
+    def settled(self, lab, host):
+        return host
+
+    def patience_s(self, lab):
+        return self.patience
+
     def alone(self):
         return contextlib.nullcontext()
 
-    def image(self, system, progress):
+    def image(self, system, spec, progress):
         self._step("image", system)
         return f"{system}-key"
 
@@ -176,8 +191,7 @@ def test_an_interrupted_down_is_continued(paper, step, tmp_path):
     assert left(tmp_path / "state") == []
 
 
-def test_a_folder_without_a_record_is_removed_too(paper, tmp_path, monkeypatch):
-    monkeypatch.setitem(labs.PROVIDERS, "container", paper)
+def test_a_folder_without_a_record_is_removed_too(paper, tmp_path):
     (tmp_path / "state" / "labs" / "lab").mkdir(parents=True)
     assert labs.down("lab", progress=quiet) == (f"folder {tmp_path}/state/labs/lab",)
     assert left(tmp_path / "state") == []
@@ -216,6 +230,15 @@ def test_a_machine_that_cannot_run_a_lab_is_left_as_it_was(paper, tmp_path):
     with pytest.raises(LabError, match="no"):
         up()
     assert not (tmp_path / "state").exists()
+
+
+def test_hosts_that_do_not_fit_leave_no_trace_and_those_that_run_are_not_counted(paper, tmp_path):
+    paper.most = 1
+    with pytest.raises(LabError, match="not for 2"):
+        up()
+    assert not (tmp_path / "state").exists()
+    up(hosts=1)
+    up(hosts=2)
 
 
 def test_a_senseless_wish_leaves_no_trace(paper, tmp_path):
@@ -259,9 +282,9 @@ def test_a_host_that_ends_while_it_starts_is_shown_with_its_console(paper, tmp_p
     assert caught.value.hint == "Failed to mount /sys"
 
 
-def test_a_host_that_never_answers_is_shown_with_the_reason(paper, tmp_path, monkeypatch):
+def test_a_host_that_never_answers_is_shown_with_the_reason(paper, tmp_path):
     (tmp_path / "bin" / "ssh").write_text("#!/bin/sh\necho Permission denied >&2; exit 255\n")
-    monkeypatch.setattr(labs, "_START_LIMIT_S", 0.1)
+    paper.patience = 0.1
     with pytest.raises(LabError, match=r"does not answer at .*Permission denied") as caught:
         up(hosts=1)
     assert "wrote nothing" in caught.value.hint
@@ -290,3 +313,77 @@ def test_status_tells_running_stopped_and_absent_apart(paper):
     assert status.hosts[0].uptime_s > 0
     assert status.hosts[1].uptime_s is None
     assert status.limits == Paper.limits
+
+
+def rebooting(tmp_path, *answers):
+    """An ssh that tells these boots, one a call and the last for good; "" does not answer. Calls are written down."""
+    (tmp_path / "answers").write_text("".join(f"{answer}\n" for answer in answers))
+    (tmp_path / "bin" / "ssh").write_text(
+        f"""#!/bin/sh
+cat > /dev/null
+for last; do :; done
+echo "$last" >> {tmp_path}/asked
+read -r answer < {tmp_path}/answers
+[ "$(wc -l < {tmp_path}/answers)" -eq 1 ] || sed -i 1d {tmp_path}/answers
+[ -n "$answer" ] || exit 255
+echo "$answer"
+"""
+    )
+
+
+def test_a_reboot_is_over_when_another_boot_answers(paper, tmp_path):
+    up()
+    paper.done.clear()
+    rebooting(tmp_path, "one", "one", "one", "", "two")
+    labs.reboot("lab", "lab-1", progress=quiet)
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked[1] == "sudo -n systemctl reboot"
+    assert len(asked) == 5
+    assert paper.done == []
+
+
+def test_a_host_that_does_not_obey_is_stopped_and_started(paper, tmp_path):
+    up()
+    paper.done.clear()
+    rebooting(tmp_path, "", "two")
+    labs.reboot("lab", "lab-1", progress=quiet)
+    assert paper.done == ["stop", "start lab-1"]
+
+
+def test_a_stopped_host_is_not_rebooted(paper):
+    up()
+    paper.running.clear()
+    with pytest.raises(LabError, match="lab-1 is not running"):
+        labs.reboot("lab", "lab-1", progress=quiet)
+
+
+def test_the_console_is_shown_without_a_terminals_control_sequences(paper):
+    lab = up()
+    lab.host_folder(lab.hosts[0]).mkdir(parents=True, exist_ok=True)
+    lab.console(lab.hosts[0]).write_bytes(b"\x1b[1mlogin:\x1b[0m\r\nroot")
+    assert list(labs.console("lab", "lab-1")) == ["login:\n", "root"]
+
+
+def test_a_host_that_never_started_has_no_console(paper):
+    up()
+    with pytest.raises(LabError, match="has not been started"):
+        list(labs.console("lab", "lab-1"))
+
+
+@pytest.mark.parametrize(
+    ("kvm", "root", "provider"),
+    [("kvm", True, "vm"), ("kvm", False, "vm"), ("tcg", True, "container"), ("tcg", False, "vm")],
+)
+def test_a_lab_is_of_what_this_machine_does_best_and_says_why(kvm, root, provider, tmp_path, monkeypatch):
+    monkeypatch.setenv("KVMFLEET_STATE_DIR", str(tmp_path))
+    monkeypatch.setattr(labs.accelerator, "choose", lambda: Accelerator(kvm, "that is why"))
+    monkeypatch.setattr(labs.os, "geteuid", lambda: 0 if root else 1000)
+    spec, why = labs.chosen(LabSpec())
+    assert spec.provider == provider
+    assert why.startswith(f"provider {provider}: ")
+    assert "that is why" in why
+
+
+def test_a_lab_that_is_there_stays_what_it_is(paper, tmp_path):
+    up()
+    assert labs.chosen(LabSpec()) == (LabSpec(provider="paper"), "")

@@ -103,8 +103,9 @@ def test_a_machine_without_cgroup_v2_is_told_what_to_mount():
 
 
 def test_each_missing_package_is_named_once():
-    assert prerequisites.missing(lambda command: None if "ssh" in command else "/bin/x")[0] == "openssh-client"
-    assert prerequisites.missing(lambda command: None).count("openssh-client") == 1
+    lacks_ssh = prerequisites.missing("container", lambda command: None if "ssh" in command else "/bin/x")
+    assert lacks_ssh[0] == "openssh-client"
+    assert prerequisites.missing("container", lambda command: None).count("openssh-client") == 1
 
 
 def test_the_command_that_installs_names_every_package():

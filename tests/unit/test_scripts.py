@@ -50,6 +50,9 @@ class Checkout:
         )
 
 
+PARTS = ("lint: ", "unit: ", "ansible: ", "hosts: ", "vm: ")
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path)
@@ -57,7 +60,7 @@ def checkout(tmp_path: Path) -> Checkout:
 
 def parts(done: subprocess.CompletedProcess[str]) -> list[str]:
     """The lines at the end: one for each part."""
-    return [line for line in done.stdout.splitlines() if line.startswith(("lint: ", "unit: ", "ansible: ", "hosts: "))]
+    return [line for line in done.stdout.splitlines() if line.startswith(PARTS)]
 
 
 def test_without_arguments_everything_runs(checkout: Checkout) -> None:
@@ -68,6 +71,7 @@ def test_without_arguments_everything_runs(checkout: Checkout) -> None:
         "unit: passed",
         "ansible: passed",
         "hosts: passed",
+        "vm: passed",
     ]
 
 
@@ -117,14 +121,14 @@ def test_packages_that_are_missing_are_named_and_not_installed(checkout: Checkou
 def test_yes_installs_them(checkout: Checkout) -> None:
     done = checkout.run("scripts/test", "--yes", MISSING="mmdebstrap nftables")
     assert (checkout.folder / "installed").exists()
-    assert parts(done)[-1].startswith("hosts: passed")
+    assert [line.split(" in ")[0] for line in parts(done)[-2:]] == ["hosts: passed", "vm: passed"]
 
 
 def test_ci_is_green_when_everything_ran(checkout: Checkout) -> None:
     assert checkout.run(".ci/run").returncode == 0
 
 
-@pytest.mark.parametrize("fails", ["lint", "tests/unit", "tests/hosts"])
+@pytest.mark.parametrize("fails", ["lint", "tests/unit", "tests/hosts", "tests/vm"])
 def test_ci_is_red_when_a_part_failed(checkout: Checkout, fails: str) -> None:
     assert checkout.run(".ci/run", FAILS=fails).returncode != 0
 

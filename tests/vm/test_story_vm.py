@@ -1,0 +1,70 @@
+"""From a bare machine with its own kernel to a proven host, and through a reboot. Each test goes on from the last."""
+
+import json
+
+import pytest
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(2400)]
+
+
+@pytest.fixture
+def validate(kvmfleet, inventory):
+    """The one host in the report of a validation, and its exit code."""
+
+    def run(*arguments):
+        done = kvmfleet("validate", "-i", inventory, "--json", *arguments)
+        assert done.stdout, done.stderr
+        return json.loads(done.stdout)["hosts"][0], done.returncode
+
+    return run
+
+
+def statuses(host):
+    return {finding["check"]: finding["status"] for finding in host["findings"]}
+
+
+def proven(host):
+    """A guest executed in KVM, at the speed of the machine below, and another one booted as type kvm in libvirt."""
+    assert host["verdict"] == "proven", host["cause"]
+    found = statuses(host)
+    assert [found[check] for check in ("kernel.module", "kvm.exec", "kvm.hardware", "guest.boot")] == ["pass"] * 4
+    assert host["evidence"]["guest"]["domain_type"] == "kvm", host["evidence"]["guest"]
+
+
+def test_a_machine_whose_module_is_not_loaded_is_not_proven(validate, on):
+    on("modprobe --remove kvm_amd kvm_intel kvm 2>/dev/null; ! test -e /dev/kvm")  # udev loads it for the processor
+    host, code = validate("--boot", "proof")
+    assert statuses(host)["kernel.module"] in ("fail", "warn")
+    assert host["verdict"] in ("failed", "unknown")
+    assert code != 0
+
+
+def test_provision_loads_the_module_and_boots_a_guest_in_kvm(kvmfleet, inventory, on):
+    done = kvmfleet("provision", "-i", inventory, "--json")
+    (host,) = json.loads(done.stdout)["hosts"]
+    assert host["converged"]["outcome"] == "ok", host["converged"]
+    proven(host)
+    assert done.returncode == 0, done.stderr
+    assert on("lsmod | grep -c ^kvm_").strip() == "1"
+
+
+def test_all_of_it_holds_after_a_reboot(kvmfleet, validate, on):
+    before = on("cat /proc/sys/kernel/random/boot_id")
+    done = kvmfleet("lab", "reboot", "real-1")
+    assert done.returncode == 0, done.stderr
+    assert on("cat /proc/sys/kernel/random/boot_id") != before
+    host, code = validate()
+    proven(host)
+    assert code == 0
+
+
+def test_the_second_provision_changes_nothing(kvmfleet, inventory):
+    done = kvmfleet("provision", "-i", inventory, "--boot", "proof", "--json")
+    (host,) = json.loads(done.stdout)["hosts"]
+    assert host["converged"]["outcome"] == "ok", host["converged"]
+    assert host["converged"]["changed"] == 0
+
+
+def test_the_console_shows_the_login(kvmfleet, inventory):
+    done = kvmfleet("lab", "console", "real-1")
+    assert "real-1 login:" in done.stdout
