@@ -19,6 +19,7 @@ __all__ = [
     "System",
     "Cpu",
     "Module",
+    "NextBoot",
     "Kernel",
     "Node",
     "Execution",
@@ -92,16 +93,27 @@ class Module(msgspec.Struct, frozen=True):
     state: Literal["loaded", "builtin", "absent"] = "absent"
     available: bool = False  # in modules.dep or modules.builtin of the running kernel
     params: Table = {}  # /sys/module/NAME/parameters
+    users: int = 0  # guests and open devices; a module that has one cannot be unloaded
+
+
+class NextBoot(msgspec.Struct, frozen=True):
+    """What the bootloader will start when nobody is at the console."""
+
+    source: Short = ""  # the file that says so, "" where nothing is known
+    kernel: Short = ""  # release, "" where the name of the file does not tell
+    cmdline: Text = ""
+    required_by: Names = ()  # packages that ask for a reboot
 
 
 class Kernel(msgspec.Struct, frozen=True):
-    """Modules: live, and as the next boot will have them."""
+    """Modules and arguments: live, and as the next boot will have them."""
 
     modules: Annotated[dict[Short, Module], msgspec.Meta(max_length=256)] = {}
     configured_options: Annotated[dict[Short, Table], msgspec.Meta(max_length=256)] = {}  # modprobe.d
     load_at_boot: Names = ()  # modules-load.d and /etc/modules
     blacklisted: Names = ()
     cmdline: Text = ""
+    next_boot: NextBoot = NextBoot()
     lockdown: Short = ""
     can_load: bool = False  # CAP_SYS_MODULE and not in a container
 
@@ -288,6 +300,7 @@ class Contract(msgspec.Struct, frozen=True):
     intent_digest: Short = ""  # "" when the playbook was run without the orchestrator
     platform: Short = ""  # the platform table that was used, e.g. Debian_12
     modules: Annotated[dict[Short, ModuleWish], msgspec.Meta(max_length=64)] = {}
+    cmdline: Names = ()  # arguments that the kernel's command line has beside its own
     qemu: QemuWish = QemuWish()
     libvirt: LibvirtWish = LibvirtWish()
     packages: Names = ()

@@ -1,8 +1,8 @@
-"""Does the kernel have its modules, now and after the next boot?"""
+"""Does the kernel have its modules, options and arguments, now and after the next boot?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from orchestrator.checks.contract import PROVISION
 from orchestrator.checks.registry import Case, Check, check, differences, failed, not_applicable, passed, warned
@@ -77,6 +77,20 @@ def persist(case: Case) -> Finding:
     return passed(f"{len(required)} modules come back")
 
 
+def _how_to_settle(case: Case, names: list[str]) -> str:
+    """Whether a reload or only a reboot makes the options of these modules active."""
+    modules = case.evidence.kernel.modules
+    builtin = [name for name in names if modules[name].state == "builtin"]
+    used = [name for name in names if modules[name].users]
+    if not case.evidence.kernel.can_load:
+        return f"Reload {', '.join(names)} when no guest runs, or reboot."
+    if builtin:
+        return f"Put the options of {', '.join(builtin)} into kernel_modules_cmdline, as {builtin[0]}.OPTION=VALUE."
+    if used:
+        return f"Reboot, or end the guests and provision again: {', '.join(used)} is in use."
+    return f"Reload {', '.join(names)}, which nothing uses: {PROVISION}"
+
+
 @check(
     "kernel.options",
     "The modules have their options",
@@ -84,9 +98,9 @@ def persist(case: Case) -> Finding:
     requires=("contract.present",),
     proves="The options of the contract, such as nested, are active and will be after the next boot.",
     how="modprobe.d in the order of modprobe(8) for the next boot, /sys/module/NAME/parameters for now. "
-    "Y and 1 are one value.",
-    todo="Written but not active: reload the module when no guest runs (`modprobe -r kvm_intel && modprobe "
-    f"kvm_intel`), or reboot. Not written: {PROVISION}",
+    "Y and 1 are one value. A module that is built in has its options from the kernel's arguments.",
+    todo="Written but not active: provision reloads a module that nothing uses; for one that guests use, end them and "
+    f"provision, or reboot. Not written: {PROVISION}",
 )
 def options(case: Case) -> Finding:
     kernel = case.evidence.kernel
@@ -95,6 +109,7 @@ def options(case: Case) -> Finding:
     later = [
         f"{name}: {text}"
         for name, wish in known.items()
+        if kernel.modules[name].state != "builtin"
         for text in differences(wish, kernel.configured_options.get(name, {}))
     ]
     live = [
@@ -108,11 +123,83 @@ def options(case: Case) -> Finding:
             f"not configured for the next boot: {'; '.join(later)}", expected="as in the contract", fix=PROVISION
         )
     if live:
-        reload = f"Reload {', '.join(sorted({text.split(':')[0] for text in live}))} when no guest runs, or reboot."
-        return warned(f"configured, not active: {'; '.join(live)}", expected="as in the contract", fix=reload)
+        fix = _how_to_settle(case, sorted({text.split(":")[0] for text in live}))
+        return warned(f"configured, not active: {'; '.join(live)}", expected="as in the contract", fix=fix)
     if not known:
         return not_applicable("no options are asked for" if not wishes else "none of the modules is in this kernel")
     return passed(f"options of {', '.join(known)} are active and configured")
+
+
+@check(
+    "kernel.cmdline",
+    "The kernel has its arguments",
+    sections=("kernel", "system"),
+    requires=("contract.present",),
+    proves="The kernel runs with the arguments of the contract, and will after the next boot.",
+    how="/proc/cmdline for now; for the next boot the default entry of GRUB, of the Boot Loader Specification or of "
+    "extlinux, from the files that the bootloader itself reads.",
+    todo="Not active: reboot when no guest runs, or set kernel_modules_reboot to if-needed. Not configured: "
+    f"{PROVISION}",
+)
+def cmdline(case: Case) -> Finding:
+    kernel, wished = case.evidence.kernel, case.wishes.cmdline
+    if case.evidence.system.container or not wished:
+        return not_applicable("a container has no kernel of its own" if wished else "no arguments are asked for")
+    lost = [word for word in wished if word not in kernel.next_boot.cmdline.split()]
+    lacking = [word for word in wished if word not in kernel.cmdline.split()]
+    if lost and kernel.next_boot.source:
+        return failed(
+            f"not configured for the next boot: {' '.join(lost)}",
+            expected=f"in {kernel.next_boot.source}",
+            seen=kernel.next_boot.cmdline,
+            fix=PROVISION,
+        )
+    if lacking:
+        what = "configured, not active" if kernel.next_boot.source else "not active, and no bootloader was found"
+        fix = "Reboot when no guest runs, or set kernel_modules_reboot to if-needed and provision."
+        return warned(f"{what}: {' '.join(lacking)}", expected=" ".join(wished), seen=kernel.cmdline, fix=fix)
+    return passed(f"{' '.join(wished)} active" + (" and configured" if kernel.next_boot.source else ""))
+
+
+# Words that a bootloader adds by itself, and that no configuration has.
+BY_THE_LOADER = ("BOOT_IMAGE=", "initrd=", "systemd.machine_id=", "vt.handoff=")
+
+
+@check(
+    "kernel.reboot",
+    "No reboot is pending",
+    sections=("kernel", "system"),
+    proves="A reboot would bring the same kernel with the same arguments back.",
+    how="The default entry of the bootloader against the running kernel, and /run/reboot-required. Arguments of the "
+    "contract are the business of kernel.cmdline.",
+    todo="Move the guests or end them, then reboot. Where a newer kernel must not start yet, pin the bootloader's "
+    "default.",
+)
+def reboot(case: Case) -> Finding:
+    kernel, system = case.evidence.kernel, case.evidence.system
+    later = kernel.next_boot
+    if system.container or not (later.source or later.required_by):
+        return not_applicable("a container boots with its host" if system.container else "no bootloader was found")
+    reasons = [f"{', '.join(later.required_by)} asks for it"] if later.required_by else []
+    if later.kernel and later.kernel != system.kernel:
+        reasons.append(f"the next boot starts Linux {later.kernel}, not {system.kernel}")
+    if later.source and (words := _other_words(kernel.cmdline, later.cmdline, case.wishes.cmdline)):
+        reasons.append(f"the next boot has other arguments: {' '.join(words)}")
+    if reasons:
+        return warned(
+            f"a reboot is pending: {'; '.join(reasons)}",
+            expected=f"Linux {system.kernel} {kernel.cmdline}",
+            seen=f"Linux {later.kernel} {later.cmdline}",
+            fix="Reboot when no guest runs.",
+        )
+    return passed(f"the next boot is like this one, says {later.source}" if later.source else "nobody asks for one")
+
+
+def _other_words(now: str, later: str, wished: Sequence[str]) -> list[str]:
+    """+ for what comes and - for what goes."""
+    own = [[word for word in text.split() if not word.startswith(BY_THE_LOADER)] for text in (now, later)]
+    gone = [f"-{word}" for word in own[0] if word not in own[1] and word not in wished]
+    return [*gone, *(f"+{word}" for word in own[1] if word not in own[0] and word not in wished)]
 
 
 def _device(name: str, purpose: str, *, required: bool) -> Check:
@@ -149,4 +236,4 @@ vhost_net = _device("vhost_net", "network packets of guests are moved inside the
 vhost_vsock = _device("vhost_vsock", "sockets between a guest and its host", required=False)
 tun = _device("tun", "network interfaces of guests", required=True)
 
-CHECKS = (module, persist, options, vhost_net, vhost_vsock, tun)
+CHECKS = (module, persist, options, cmdline, reboot, vhost_net, vhost_vsock, tun)

@@ -1,4 +1,4 @@
-"""Kernel modules: live, and as the next boot will have them."""
+"""Kernel modules and arguments: live, and as the next boot will have them."""
 
 import glob
 import os
@@ -6,7 +6,7 @@ import re
 import shlex
 from typing import Any, Dict, Iterable, List, Set, Tuple
 
-from . import files
+from . import boot, files
 from .contract import Contract
 
 INTERESTING = ("kvm", "kvm_intel", "kvm_amd", "vhost", "vhost_net", "vhost_vsock", "tun")
@@ -16,15 +16,18 @@ Options = Dict[str, Dict[str, str]]
 
 def look(contract: Contract, container: str) -> Dict[str, Any]:
     cmdline = files.text("/proc/cmdline", 4096).strip()
-    options, blacklisted = configured(files.dropins("modprobe.d"), cmdline)
+    next_boot = {} if container else boot.look()  # a container boots with its host
+    later = next_boot["cmdline"] if next_boot.get("source") else cmdline
+    options, blacklisted = configured(files.dropins("modprobe.d"), later)
     names = set(INTERESTING) | {plain(name) for name in contract.names("modules")}
     names |= {os.path.basename(path) for path in glob.glob("/sys/module/kvm*")}
     return {
         "modules": modules(names),
         "configured_options": {name: options[name] for name in sorted(names & set(options))},
-        "load_at_boot": load_at_boot(files.dropins("modules-load.d"), files.text("/etc/modules"), cmdline),
+        "load_at_boot": load_at_boot(files.dropins("modules-load.d"), files.text("/etc/modules"), later),
         "blacklisted": sorted(blacklisted & names),
         "cmdline": cmdline,
+        "next_boot": next_boot,
         "lockdown": "".join(re.findall(r"\[(.*?)\]", files.text("/sys/kernel/security/lockdown"))),
         "can_load": can_load() and not container,
     }
@@ -46,6 +49,7 @@ def modules(names: Iterable[str]) -> Dict[str, Any]:
             "state": state(name, name in loaded, name in builtin, name in devices),
             "available": name in builtin or name in loadable,
             "params": parameters(name),
+            "users": users(name),
         }
         for name in sorted(names)
     }
@@ -58,6 +62,12 @@ def state(name: str, loaded: bool, builtin: bool, device: bool) -> str:
     if builtin or device or os.path.isdir("/sys/module/" + name):
         return "builtin"
     return "absent"
+
+
+def users(name: str) -> int:
+    """What uses a module beside other modules: guests, open devices. The kernel unloads none that has a user."""
+    holders = glob.glob("/sys/module/{}/holders/*".format(name))
+    return max(int(files.text("/sys/module/{}/refcnt".format(name)).strip() or 0) - len(holders), 0)
 
 
 def module_names(listing: str) -> List[str]:
