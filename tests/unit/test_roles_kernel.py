@@ -1,8 +1,9 @@
-"""What the role kernel_modules does to a kernel, on files and with commands that are ours."""
+"""What the role kernel_modules does to a kernel and to a bootloader, on files and with commands that are ours."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +23,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
-options = load("kernel_module_options")
+arguments, options = load("kernel_arguments"), load("kernel_module_options")
 
 
 # --- options of loaded modules
@@ -195,3 +196,251 @@ def test_check_mode_says_what_would_happen_and_does_nothing(sysfs: Sysfs) -> Non
     assert (done["changed"], done["written"], done["reloaded"]) == (True, ["kvm.halt_poll_ns"], ["kvm_amd"])
     assert (done["pending"], done["refused"], sysfs.calls) == ([], [], [])
     assert sysfs.live("kvm", "halt_poll_ns") == "200000"
+
+
+# --- kernel arguments
+
+
+class Machine:
+    """A host below a folder: its bootloader's commands, and what they do to its files."""
+
+    def __init__(self, root: Path, commands: str, **files: str) -> None:
+        self.root, self.commands, self.calls = root, commands.split(), []
+        self.entries = ["ro quiet", "ro"]  # grubby's
+        self.put("/proc/cmdline", "BOOT_IMAGE=/vmlinuz root=/dev/vda1 ro quiet\n")
+        self.boot("first")
+        for path, text in files.items():
+            self.put(path, text)
+
+    def put(self, path: str, text: str) -> None:
+        (self.root / path[1:]).parent.mkdir(parents=True, exist_ok=True)
+        (self.root / path[1:]).write_text(text)
+
+    def get(self, path: str) -> str:
+        return (self.root / path[1:]).read_text()
+
+    def boot(self, boot_id: str, cmdline: str = "") -> None:
+        self.put("/proc/sys/kernel/random/boot_id", boot_id + "\n")
+        if cmdline:
+            self.put("/proc/cmdline", cmdline + "\n")
+
+    def run(self, argv: list[str]) -> tuple[int, str, str]:
+        self.calls.append(" ".join(argv))
+        if argv[0].endswith(("mkconfig", "update-grub")):
+            self._mkconfig("/boot/grub2/grub.cfg" if "grub2" in argv[0] else "/boot/grub/grub.cfg")
+        if argv[0] == "update-extlinux":
+            words = self.get("/etc/update-extlinux.conf").split('default_kernel_opts="')[1].split('"')[0]
+            self.put("/boot/extlinux.conf", f"LABEL lts\n  APPEND root=/dev/vda1 {words}\n")
+        if argv == ["grubby", "--info=ALL"]:
+            return 0, "".join(f'index={i}\nargs="{entry}"\n' for i, entry in enumerate(self.entries)), ""
+        if argv[0] == "grubby":
+            given = {word.split("=", 1)[0]: word.split("=", 1)[1].split() for word in argv[2:]}
+            gone = given.get("--remove-args", [])
+            for i, entry in enumerate(self.entries):
+                self.entries[i] = " ".join([*(w for w in entry.split() if w not in gone), *given.get("--args", [])])
+        return 0, "", ""
+
+    def _mkconfig(self, path: str) -> None:
+        """As grub-mkconfig: a shell reads the files, and the arguments go into every entry."""
+        etc = self.root / "etc/default"
+        script = 'for file; do [ ! -e "$file" ] || . "$file"; done; echo "$GRUB_CMDLINE_LINUX"'
+        sources = [etc / "grub", *sorted((etc / "grub.d").glob("*.cfg"))]
+        said = subprocess.run(["sh", "-euc", script, "sh", *sources], capture_output=True, text=True, check=True).stdout
+        self.put(path, f"menuentry 'Linux' {{\n\tlinux\t/vmlinuz root=/dev/vda1 ro {said}}}\n")
+
+    def settle(self, *wanted: str, check: bool = False) -> dict[str, Any]:
+        where = {name: f"/usr/sbin/{name}" for name in self.commands}
+        host = arguments.Host(str(self.root), self.run, where.get)
+        return dict(arguments.settle(host, list(wanted), check=check))
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return dict(json.loads(self.get(arguments.RECORD)))
+
+
+def debian(root: Path) -> Machine:
+    files = {"/etc/default/grub": 'GRUB_CMDLINE_LINUX="ro"\n', "/boot/grub/grub.cfg": "linux /vmlinuz ro\n"}
+    mkconfig = {"/usr/sbin/grub-mkconfig": "for x in ${sysconfdir}/default/grub.d/*.cfg ; do\n"}
+    return Machine(root, "update-grub grub-mkconfig", **files, **mkconfig)
+
+
+def arch(root: Path) -> Machine:
+    files = {"/etc/default/grub": 'GRUB_CMDLINE_LINUX="ro"', "/boot/grub/grub.cfg": "linux /vmlinuz ro\n"}
+    return Machine(root, "grub-mkconfig", **files)
+
+
+def suse(root: Path) -> Machine:
+    files = {"/etc/default/grub": 'GRUB_CMDLINE_LINUX="ro"\n', "/boot/grub2/grub.cfg": "linux /vmlinuz ro\n"}
+    return Machine(root, "grub2-mkconfig", **files)
+
+
+def alpine(root: Path) -> Machine:
+    files = {
+        "/etc/update-extlinux.conf": 'overwrite=1\ndefault_kernel_opts="quiet rootfstype=ext4"\ndefault=lts\n',
+        "/boot/extlinux.conf": "APPEND quiet\n",
+    }
+    return Machine(root, "update-extlinux", **files)
+
+
+def systemd_boot(root: Path) -> Machine:
+    files = {"/boot/efi/loader/loader.conf": "", "/lib/modules/6.12.0/vmlinuz": "", "/boot/vmlinuz-6.1.0": ""}
+    (root / "lib/modules/6.1.0").mkdir(parents=True)
+    return Machine(root, "bootctl kernel-install", **files)
+
+
+def fedora(root: Path) -> Machine:
+    return Machine(root, "grubby bootctl kernel-install", **{"/boot/loader/entries/a.conf": ""})
+
+
+LOADERS = {
+    # maker: (the loader's name, where the words are then, the command that was run last)
+    debian: ("grub", "/boot/grub/grub.cfg", "update-grub"),
+    arch: ("grub", "/boot/grub/grub.cfg", "grub-mkconfig -o /boot/grub/grub.cfg"),
+    suse: ("grub", "/boot/grub2/grub.cfg", "grub2-mkconfig -o /boot/grub2/grub.cfg"),
+    alpine: ("extlinux", "/boot/extlinux.conf", "update-extlinux"),
+    systemd_boot: ("systemd-boot", "/etc/kernel/cmdline", "kernel-install add 6.12.0 /lib/modules/6.12.0/vmlinuz"),
+    fedora: ("grubby", "", "grubby --update-kernel=ALL --args=intel_iommu=on hugepages=8"),
+}
+MAKERS = pytest.mark.parametrize("maker", LOADERS, ids=lambda maker: maker.__name__)
+
+
+@MAKERS
+def test_an_argument_reaches_the_next_boot_and_leaves_it_again(maker: Any, tmp_path: Path) -> None:
+    machine, (name, place, command) = maker(tmp_path), LOADERS[maker]
+
+    def words() -> list[str]:
+        return (machine.get(place) if place else machine.entries[0]).replace("}", "").split()
+
+    done = machine.settle("intel_iommu=on", "hugepages=8")
+    assert (done["changed"], done["loader"], machine.calls[-1]) == (True, name, command)
+    assert done["pending"] == ["intel_iommu=on is not active", "hugepages=8 is not active"]
+    assert {"intel_iommu=on", "hugepages=8"} <= set(words())
+    assert {"quiet", "ro"} & set(words()), "what was there before stays"
+
+    again = machine.settle("intel_iommu=on", "hugepages=8")
+    assert (again["changed"], again["pending"]) == (False, done["pending"])
+
+    machine.boot("second", "ro intel_iommu=on hugepages=8")
+    assert machine.settle("intel_iommu=on", "hugepages=8")["pending"] == []
+
+    less = machine.settle("hugepages=8")
+    assert (less["changed"], less["pending"]) == (True, ["intel_iommu=on is still active"])
+    assert "intel_iommu=on" not in words()
+    assert "hugepages=8" in words()
+    assert machine.settle("hugepages=8")["changed"] is False
+
+    machine.boot("third", "ro hugepages=8")
+    settled = machine.settle("hugepages=8")
+    assert (settled["changed"], settled["pending"], settled["refused"]) == (False, [], [])
+
+
+@pytest.mark.parametrize("maker", [systemd_boot, fedora, alpine], ids=lambda maker: maker.__name__)
+def test_what_somebody_else_added_is_never_removed(maker: Any, tmp_path: Path) -> None:
+    machine = maker(tmp_path)
+    machine.put("/etc/kernel/cmdline", "# mine\nro quiet\n")
+    machine.entries = ["ro quiet"]
+    assert machine.settle("quiet")["changed"] is False
+    assert machine.settle("quiet", "hugepages=8")["added"] == ["hugepages=8"]
+    machine.settle()
+    place = "/etc/update-extlinux.conf" if maker is alpine else "/etc/kernel/cmdline"
+    left = machine.entries[0] if maker is fedora else machine.get(place)
+    assert "quiet" in left
+    assert "hugepages" not in left
+    assert maker is not systemd_boot or left == "# mine\nro quiet\n"
+
+
+def test_the_files_of_grub_are_as_before_when_nothing_is_asked_for_any_more(tmp_path: Path) -> None:
+    for maker in (debian, arch, suse):
+        machine = maker(tmp_path / maker.__name__)
+        before = machine.get("/etc/default/grub").rstrip("\n")
+        machine.settle("hugepages=8")
+        machine.settle()
+        assert machine.get("/etc/default/grub").rstrip("\n") == before
+        assert not (machine.root / "etc/default/grub.d/zz-kvmfleet.cfg").exists()
+
+
+def test_every_kernel_of_systemd_boot_gets_the_arguments(tmp_path: Path) -> None:
+    machine = systemd_boot(tmp_path)
+    machine.settle("hugepages=8")
+    assert machine.calls == [
+        "kernel-install add 6.1.0 /boot/vmlinuz-6.1.0",
+        "kernel-install add 6.12.0 /lib/modules/6.12.0/vmlinuz",
+    ]
+    assert machine.get("/etc/kernel/cmdline") == "root=/dev/vda1 ro quiet hugepages=8\n"
+
+
+def test_a_configuration_that_lost_the_argument_is_made_again(tmp_path: Path) -> None:
+    machine = debian(tmp_path)
+    machine.settle("hugepages=8")
+    machine.put("/boot/grub/grub.cfg", "linux /vmlinuz ro\n")
+    assert machine.settle("hugepages=8")["changed"] is True
+    assert "hugepages=8" in machine.get("/boot/grub/grub.cfg")
+
+
+def test_a_run_that_ended_before_the_bootloader_knew_is_finished_by_the_next(tmp_path: Path) -> None:
+    machine = debian(tmp_path)
+    machine.settle("hugepages=8", "quiet")
+    machine.put(arguments.RECORD, json.dumps(machine.record | {"refreshed": False}))
+    assert machine.settle("hugepages=8", "quiet")["changed"] is True
+    assert machine.record["refreshed"] is True
+
+
+def test_a_bootloader_that_is_not_the_one_that_boots_is_found_out_and_no_reason_to_reboot_again(tmp_path: Path) -> None:
+    machine = debian(tmp_path)
+    assert machine.settle("hugepages=8")["pending"]
+    machine.boot("second", "console=ttyS0")
+    done = machine.settle("hugepages=8")
+    assert (done["changed"], done["pending"]) == (False, [])
+    assert "gets its kernel's arguments from somewhere else" in done["refused"][0]
+
+
+def test_what_is_still_active_after_a_boot_is_somebody_elses(tmp_path: Path) -> None:
+    machine = debian(tmp_path)
+    machine.settle("hugepages=8")
+    machine.boot("second", "ro hugepages=8")
+    assert machine.settle()["pending"] == ["hugepages=8 is still active"]
+    machine.boot("third", "ro hugepages=8")
+    assert machine.settle()["pending"] == []
+
+
+def test_a_command_that_leaves_the_argument_out_is_an_error(tmp_path: Path) -> None:
+    machine = debian(tmp_path)
+    machine.run = lambda argv: (0, "", "")  # type: ignore[method-assign]
+    with pytest.raises(arguments.ArgumentsError, match="has no entry with hugepages=8"):
+        machine.settle("hugepages=8")
+
+
+def test_a_command_that_fails_is_an_error_with_its_words(tmp_path: Path) -> None:
+    machine = debian(tmp_path)
+    machine.run = lambda argv: (1, "", "no space left")  # type: ignore[method-assign]
+    with pytest.raises(arguments.ArgumentsError, match="`update-grub` ended with 1: no space left"):
+        machine.settle("hugepages=8")
+
+
+def test_without_a_bootloader_arguments_are_refused_and_their_absence_is_not(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, "")
+    assert machine.settle() == {"changed": False, "loader": "", "added": [], "pending": [], "refused": []}
+    with pytest.raises(arguments.ArgumentsError, match="direct kernel boot"):
+        machine.settle("hugepages=8")
+
+
+def test_grub_that_was_installed_and_never_set_up_is_no_bootloader(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, "update-grub", **{"/etc/default/grub": ""})
+    with pytest.raises(arguments.ArgumentsError, match=r"its grub\.cfg"):
+        machine.settle("hugepages=8")
+
+
+@MAKERS
+def test_check_mode_says_what_would_change_and_writes_nothing(maker: Any, tmp_path: Path) -> None:
+    machine = maker(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert machine.settle("hugepages=8", check=True)["changed"] is True
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert set(machine.calls) <= {"grubby --info=ALL"}
+
+
+def test_a_damaged_record_is_not_guessed_at(tmp_path: Path) -> None:
+    machine = debian(tmp_path)
+    machine.put(arguments.RECORD, "{}")
+    with pytest.raises(arguments.ArgumentsError, match="damaged"):
+        machine.settle("hugepages=8")
