@@ -57,7 +57,15 @@ PLAYBOOK = """
 """
 
 DEBIAN = {"distribution": "Debian", "version": "13.8"}
-KERNEL = {"kernel": "6.12.0", "cpu": "vmx", "node": True, "loadable": ["vhost_net"], "absent": ["kvm_amd"]}
+KERNEL = {
+    "kernel": "6.12.0",
+    "cpu": "vmx",
+    "node": True,
+    "loadable": ["vhost_net"],
+    "absent": ["kvm_amd"],
+    "stale": False,
+    "arguments": False,
+}
 HOSTS = {
     "Alpine": {"distribution": "Alpine", "version": "3.22.1", "service_mgr": "openrc"},
     "Archlinux": {"distribution": "Archlinux", "version": "rolling"},
@@ -80,15 +88,19 @@ CASES: dict[str, dict[str, Any]] = {
         "kvmfleet_profile": "multi-tenant",
         "kvmfleet_intents": {"configured": "abc", "container": "def"},
         "kernel_modules_options": {"kvm": {"halt_poll_ns": 0, "ignore_msrs": True}},
+        "kernel_modules_cmdline": ["intel_iommu=on", "isolcpus=2-7,10"],
         "qemu_kvm_extra_packages": ["qemu-block-extra"],
         "libvirt_extra_packages": ["lvm2"],
         "libvirt_qemu_settings": {"user": "guests", "max_files": 32768, "vnc_password": "geheim"},
         "libvirt_daemon_settings": {"max_clients": 500},
     },
-    "container": {"facts": DEBIAN | {"tech": ["container", "docker"]}},
+    "container": {"facts": DEBIAN | {"tech": ["container", "docker"]}, "kernel_modules_cmdline": ["hugepages=8"]},
     "text-lists": {"libvirt_users": "admin", "libvirt_qemu_settings": "max_files=1"},
     "bad-settings": {"libvirt_qemu_settings": {"max_files": 1.5}, "libvirt_daemon_settings": {"tls_port": "1"}},
     "bad-modules": {"kernel_modules_extra": ["vhost-net"], "kernel_modules_options": {"kvm": 1}},
+    "bad-arguments": {"kernel_modules_cmdline": ["hugepages=8", "memmap=4G$8G", "a b"]},
+    "text-arguments": {"kernel_modules_cmdline": "hugepages=8"},
+    "bad-reboot": {"kernel_modules_reboot": "always"},
     "bad-profile": {"kvmfleet_profile": "prod"},
     "bad-family": {"libvirt_family": "modern"},
     "unknown-platform": {"facts": {"distribution": "Debian", "version": "11.2"}},
@@ -190,6 +202,7 @@ def test_the_contract_holds_the_resolved_variables(answers: dict[str, dict[str, 
     assert "kvm_amd" not in decoded.modules
     assert all(decoded.modules[name].required for name in ("kvm", "kvm_intel", "vhost_net", "vhost_vsock", "tun"))
     assert {"qemu-block-extra", "lvm2"} <= set(decoded.packages)
+    assert decoded.cmdline == ("intel_iommu=on", "isolcpus=2-7,10")
     assert decoded.libvirt.settings["libvirtd.conf"] == {"max_clients": "500"}
     assert decoded.qemu.user == "guests"
 
@@ -217,10 +230,11 @@ def test_files_of_modules_are_what_the_kernel_tools_read(answers: dict[str, dict
     }
 
 
-def test_a_container_need_not_have_the_modules(answers: dict[str, dict[str, Any]]) -> None:
+def test_a_container_need_not_have_the_modules_and_the_arguments(answers: dict[str, dict[str, Any]]) -> None:
     decoded = contract(answers, "container")
     assert decoded.modules
     assert not any(wish.required for wish in decoded.modules.values())
+    assert decoded.cmdline == ()
 
 
 @pytest.mark.parametrize(
@@ -229,6 +243,9 @@ def test_a_container_need_not_have_the_modules(answers: dict[str, dict[str, Any]
         ("text-lists", ["must be lists", "must be a table"]),
         ("bad-settings", ["max_files: its value must be", "tls_port has no effect", "drop-in"]),
         ("bad-modules", ["vhost-net", "such as vhost_net", "kvm needs a table of options"]),
+        ("bad-arguments", ["such as intel_iommu=on", "and not: memmap=4G$8G a b"]),
+        ("text-arguments", ["takes a list of arguments", "not: hugepages=8"]),
+        ("bad-reboot", ["never, if-needed, got: always"]),
         ("bad-profile", ["lab, production, multi-tenant, got: prod"]),
         ("bad-family", ["auto, monolithic, modular, got: modern"]),
         ("unknown-platform", ["Debian 11.2", "no table", "Debian_12, Debian_13", "add a table"]),

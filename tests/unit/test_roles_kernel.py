@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
+import os
+import shutil
 import subprocess
 from pathlib import Path
 from types import ModuleType
@@ -196,6 +199,26 @@ def test_check_mode_says_what_would_happen_and_does_nothing(sysfs: Sysfs) -> Non
     assert (done["changed"], done["written"], done["reloaded"]) == (True, ["kvm.halt_poll_ns"], ["kvm_amd"])
     assert (done["pending"], done["refused"], sysfs.calls) == ([], [], [])
     assert sysfs.live("kvm", "halt_poll_ns") == "200000"
+
+
+def looked(*question: str) -> dict[str, Any]:
+    script = (ROLE / "files/look.sh").read_text()
+    command = ["/bin/sh", "-s", "--", *question]
+    said = subprocess.run(command, input=script, capture_output=True, text=True, check=True)
+    return dict(json.loads(said.stdout))
+
+
+SHOWN = next(
+    (path for path in Path("/sys/module").glob("*/parameters/*") if options.read(str(path)) in ("Y", "N")), None
+)
+
+
+@pytest.mark.skipif(SHOWN is None, reason="this kernel shows no option that is on or off")
+def test_a_look_at_the_host_tells_options_that_are_not_live() -> None:
+    assert SHOWN
+    option, on = f"{SHOWN.parts[3]}.{SHOWN.name}", options.read(str(SHOWN)) == "Y"
+    assert looked(f"{option}={int(on)}", "no_such_module.nested=1")["stale"] is False
+    assert looked(f"{option}={int(on)}", f"{option}={int(not on)}")["stale"] is True
 
 
 # --- kernel arguments
@@ -444,3 +467,57 @@ def test_a_damaged_record_is_not_guessed_at(tmp_path: Path) -> None:
     machine.put(arguments.RECORD, "{}")
     with pytest.raises(arguments.ArgumentsError, match="damaged"):
         machine.settle("hugepages=8")
+
+
+# --- the reboot
+
+
+@pytest.fixture
+def reboot(tmp_path: Path) -> Any:
+    """The script with a `shutdown` that only says so, and a search path in which it is first."""
+    (tmp_path / "shutdown").write_text("#!/bin/sh\necho rebooted\n")
+    (tmp_path / "shutdown").chmod(0o755)
+
+    def run(how: str, path: str = "/usr/bin:/bin") -> tuple[int, str]:
+        command = ["/bin/sh", "-c", (ROLE / "files/reboot.sh").read_text(), "sh", how]
+        done = subprocess.run(command, env={"PATH": f"{tmp_path}:{path}"}, capture_output=True, text=True)
+        return done.returncode, done.stdout.strip()
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["qemu-system-x86_64", "qemu-kvm"])
+def test_a_host_with_a_guest_does_not_reboot_unless_guests_may_be_ended(reboot: Any, tmp_path: Path, name: str) -> None:
+    shutil.copy(Path("/bin/sleep").resolve(), tmp_path / name)
+    with subprocess.Popen([tmp_path / name, "60"]) as guest:
+        try:
+            assert reboot("spare") == (3, "guests run")
+            (tmp_path / name).unlink()  # as an update of QEMU does
+            assert reboot("spare") == (3, "guests run")
+            assert reboot("disrupt") == (0, "rebooted")
+        finally:
+            guest.kill()
+
+
+@pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no usable /dev/kvm here")
+def test_whoever_holds_a_virtual_machine_is_a_guest(reboot: Any) -> None:
+    kvm = os.open("/dev/kvm", os.O_RDWR)
+    machine = fcntl.ioctl(kvm, 0xAE01, 0)  # KVM_CREATE_VM
+    try:
+        assert reboot("spare") == (3, "guests run")
+        assert f"{os.getpid()} " in " ".join(f"{guest} " for guest in options.Kernel().guests())
+    finally:
+        os.close(machine)
+        os.close(kvm)
+
+
+def test_a_host_does_not_reboot_when_it_cannot_look_for_guests(reboot: Any, tmp_path: Path) -> None:
+    (tmp_path / "grep").write_text("#!/bin/sh\nexit 2\n")
+    (tmp_path / "grep").chmod(0o755)
+    assert reboot("spare") == (4, "cannot tell whether guests run")
+
+
+def test_a_host_without_guests_reboots(reboot: Any, tmp_path: Path) -> None:
+    (tmp_path / "ls").write_text("#!/bin/sh\necho 'lrwx 3 -> anon_inode:[eventpoll]'\n")
+    (tmp_path / "ls").chmod(0o755)
+    assert reboot("spare") == (0, "rebooted")

@@ -1,9 +1,12 @@
 # shellcheck shell=sh
-# Says in one line of JSON what this kernel can do for KVM. Changes nothing. Arguments: the modules to look for.
+# Says in one line of JSON what this kernel can do for KVM. Changes nothing. Arguments: the modules to look for, and
+# the options that they should have, as MODULE.OPTION=VALUE.
 #   kernel              its release
 #   cpu                 "vmx", "svm", or "" when the processor shows neither flag
 #   node                whether /dev/kvm opens for reading and writing: the driver's own answer, whatever the flags say
 #   loadable, absent    which of the modules this kernel can load, or does not have; the others are loaded or built in
+#   stale               whether one of the options is live with another value
+#   arguments           whether the record of kernel arguments is there, so that some may have to go
 #   no_folder           the folders for the configuration of modules that a bare image lacks
 release=$(uname -r)
 tree=/lib/modules/$release
@@ -14,8 +17,22 @@ live() { # NAME PATTERN
     grep -qs "/$2\.ko" "$tree/modules.builtin"
 }
 
-loadable='' absent=''
+differs() { # MODULE.OPTION=VALUE
+  option=${1%%=*} wished=${1#*=}
+  now=$(cat "/sys/module/${option%%.*}/parameters/${option#*.}" 2>/dev/null) || return 1 # absent, or not shown
+  case $now in Y) now=1 ;; N) now=0 ;; esac
+  case $wished in Y | y) wished=1 ;; N | n) wished=0 ;; esac
+  [ "$now" != "$wished" ]
+}
+
+loadable='' absent='' stale=false
 for module in "$@"; do
+  case $module in
+    *=*)
+      ! differs "$module" || stale=true
+      continue
+      ;;
+  esac
   pattern=$(echo "$module" | sed 's/_/[-_]/g') # kvm_intel is kvm-intel.ko on disk
   if live "$module" "$pattern"; then
     continue
@@ -28,11 +45,13 @@ done
 
 cpu=$(grep -m1 -ow -e vmx -e svm /proc/cpuinfo | head -n1)
 if [ -c /dev/kvm ] && (: <>/dev/kvm) 2>/dev/null; then node=true; else node=false; fi
+if [ -e /etc/kvmfleet/kernel-arguments.json ]; then arguments=true; else arguments=false; fi
 
 no_folder=
 for folder in /etc/modprobe.d /etc/modules-load.d; do
   [ -d "$folder" ] || no_folder="$no_folder${no_folder:+, }\"$folder\""
 done
 
-printf '{"kernel": "%s", "cpu": "%s", "node": %s, "loadable": [%s], "absent": [%s], "no_folder": [%s]}\n' \
-  "$release" "$cpu" "$node" "$loadable" "$absent" "$no_folder"
+printf '{"kernel": "%s", "cpu": "%s", "node": %s, "loadable": [%s], "absent": [%s], ' \
+  "$release" "$cpu" "$node" "$loadable" "$absent"
+printf '"stale": %s, "arguments": %s, "no_folder": [%s]}\n' "$stale" "$arguments" "$no_folder"
