@@ -11,6 +11,7 @@ import getpass
 import locale
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -23,10 +24,11 @@ from orchestrator import __version__
 from orchestrator.errors import KvmfleetError, UsageError
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
     from rich.console import Console
 
     from orchestrator.inventory import AnsibleOptions, Fleet, Secrets
-    from orchestrator.model import Depth, HostResult
+    from orchestrator.model import Boot, HostResult
     from orchestrator.report.progress import Board, Steps
     from orchestrator.rollout import Run
 
@@ -35,7 +37,7 @@ __all__ = ["cli", "main"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "auto_envvar_prefix": None}
-DEPTHS = ("none", "proof", "firmware")
+DEPTHS = ("none", "proof", "firmware", "uefi", "alpine")
 
 
 # -- options shared by commands -------------------------------------------------------------------------------------
@@ -89,14 +91,48 @@ report_options = _apply(
     click.option("--strict", is_flag=True, help="Exit 2 for warnings as well."),
 )
 
+
+class _BootType(click.ParamType["Boot"]):
+    """A depth, or `file=IMAGE` with an optional `,expect=REGEX` at its end."""
+
+    name = "boot"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return f"[{'|'.join(DEPTHS)}|file=IMAGE]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Boot:
+        from orchestrator.model import Boot
+
+        if isinstance(value, Boot):
+            return value
+        if value in DEPTHS:
+            return Boot(value)
+        kind, _, rest = value.partition("=")
+        image, _, expect = rest.partition(",expect=")
+        if kind != "file":
+            self.fail(f"{value!r} is not one of {', '.join(DEPTHS)} and file=IMAGE.", param, ctx)
+        if not image.startswith("/"):
+            self.fail(f"{image!r} is not an absolute path: the image lies on the host, not here.", param, ctx)
+        try:
+            re.compile(expect)
+        except re.error as e:
+            self.fail(f"{expect!r} is not a regular expression: {e}.", param, ctx)
+        return Boot("file", image=image, expect=expect)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(word) for word in (*DEPTHS, "file=") if word.startswith(incomplete)]
+
+
 boot_option = click.option(
     "--boot",
-    "depth",
-    type=click.Choice(DEPTHS),
+    type=_BootType(),
     default="firmware",
     show_default=True,
     help="How far the proof goes: no guest (which leaves every host unknown), a few instructions through /dev/kvm, "
-    "or a libvirt guest that boots.",
+    "or a libvirt guest that boots: a boot sector, the shell of UEFI firmware, an unmodified Linux, or IMAGE, a disk "
+    "image on the host (file=IMAGE,expect=REGEX waits until its serial line says that).",
 )
 
 
@@ -117,7 +153,7 @@ def cli() -> None:
 @playbook_options
 @boot_option
 @report_options
-def provision(depth: Depth, as_json: bool, junit: str | None, strict: bool, **given: Any) -> None:
+def provision(boot: Boot, as_json: bool, junit: str | None, strict: bool, **given: Any) -> None:
     """Install and configure QEMU/KVM and libvirt on the hosts of the group kvm_hosts, then prove each one."""
     if given["check"] and junit:
         raise UsageError(
@@ -125,36 +161,48 @@ def provision(depth: Depth, as_json: bool, junit: str | None, strict: bool, **gi
         )
     options, secrets = _ansible(given)
     _logging(options.verbosity)
-    _provision(options, secrets, depth, _Output("provision", as_json, junit, strict, bool(options.verbosity)))
+    _provision(options, secrets, boot, _Output("provision", as_json, junit, strict, bool(options.verbosity)))
 
 
 @cli.command(short_help="Prove the hosts as they are; changes nothing.")
 @connection_options
 @boot_option
 @report_options
-def validate(depth: Depth, as_json: bool, junit: str | None, strict: bool, **given: Any) -> None:
+def validate(boot: Boot, as_json: bool, junit: str | None, strict: bool, **given: Any) -> None:
     """Prove the hosts as they are. Changes nothing; the guest that is booted cleans up after itself."""
     from orchestrator import inventory, rollout
 
     options, secrets = _ansible(given)
     _logging(options.verbosity)
     output = _Output("validate", as_json, junit, strict, bool(options.verbosity))
+    boot = _ready(boot)
     fleet = inventory.load(options)
     with _board(fleet, "validate") as board:
-        run = rollout.validate(fleet, options, secrets=secrets, depth=depth, on_event=board.event)
+        run = rollout.validate(fleet, options, secrets=secrets, boot=boot, on_event=board.event)
     output.finish(run)
 
 
-def _provision(options: AnsibleOptions, secrets: Secrets, depth: Depth, output: _Output) -> None:
+def _provision(options: AnsibleOptions, secrets: Secrets, boot: Boot, output: _Output) -> None:
     """Load, roll out, report: what `provision` and `lab up` share."""
     from orchestrator import inventory, rollout
 
+    boot = boot if options.check else _ready(boot)
     fleet = inventory.load(options)
     with _board(fleet, "check mode" if options.check else "provision") as board:
-        run = rollout.provision(fleet, options, secrets=secrets, depth=depth, on_event=board.event)
+        run = rollout.provision(fleet, options, secrets=secrets, boot=boot, on_event=board.event)
     if options.check:
         output.finish_pretended(run)
     output.finish(run)
+
+
+def _ready(boot: Boot) -> Boot:
+    """With what it needs from the network: before any host is asked, or changed."""
+    if boot.depth != "alpine":
+        return boot
+    from orchestrator import assets
+
+    with _steps() as progress:
+        return assets.alpine(progress)
 
 
 # -- commands that need no host -------------------------------------------------------------------------------------
@@ -284,7 +332,7 @@ def lab_up(
     cpus: int | None,
     accelerator: str | None,
     bare: bool,
-    depth: Depth,
+    boot: Boot,
     as_json: bool,
     junit: str | None,
     strict: bool,
@@ -330,7 +378,7 @@ def lab_up(
         return
     options = AnsibleOptions(inventory=(str(made.inventory),), verbosity=verbose)
     try:
-        _provision(options, Secrets(), depth, _Output("lab up", as_json, junit, strict, bool(verbose)))
+        _provision(options, Secrets(), boot, _Output("lab up", as_json, junit, strict, bool(verbose)))
     finally:
         labs.harvest(made)
 

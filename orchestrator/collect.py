@@ -6,13 +6,16 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from orchestrator import identity, payload
 from orchestrator.ansible_cfg import Settings
 from orchestrator.errors import Interrupted
 from orchestrator.inventory import AnsibleOptions, Host, Secrets
-from orchestrator.model import Collected, Depth
+from orchestrator.model import Boot, Collected, Step
 from orchestrator.reach import local, through_ansible
 from orchestrator.reach.question import Answer, Question, Silence, interpret, too_late
 from orchestrator.reach.route import AnsibleRoute, LocalRoute, SshRoute, choose
@@ -29,29 +32,32 @@ CONCURRENCY = 64  # sessions at once; more gain nothing, as one processor serves
 CLEANING_UP_S = 5.0  # the collector on the host may need 3 s for it after its own deadline
 
 OnAnswer = Callable[[Collected], None]
+OnStep = Callable[[Step], None]
 
 
 def collect(
     hosts: Sequence[Host],
     options: AnsibleOptions,
     *,
-    depth: Depth,
+    boot: Boot,
     secrets: Secrets = Secrets(),  # noqa: B008 - frozen
     settings: Settings = Settings(),  # noqa: B008 - frozen
     timeout_s: float = 60.0,
     on_answer: OnAnswer | None = None,
+    on_step: OnStep | None = None,
 ) -> tuple[Collected, ...]:
     """One answer or one problem a host, in the order of `hosts`.
 
-    No host takes longer than `timeout_s` from the moment its turn comes. `on_answer` is called as each one is settled.
+    No host takes longer than `timeout_s` from the moment its turn comes. `on_answer` is called as each one is settled,
+    `on_step` whenever a guest that boots has come further.
 
     Raises:
         KeyboardInterrupt: everything that was started has ended.
         ConvergeError: a host needs Ansible, and Ansible could not be run at all.
     """
-    program = payload.payload(depth, timeout_s=max(timeout_s - CLEANING_UP_S, timeout_s / 2))
-    question = Question(program, payload.decode, timeout_s)
-    return ask_all(hosts, question, options, secrets=secrets, settings=settings, on_answer=on_answer)
+    program = payload.payload(boot, timeout_s=max(timeout_s - CLEANING_UP_S, timeout_s / 2))
+    question = Question(program, payload.decode, timeout_s, Path(boot.luggage) if boot.luggage else None)
+    return ask_all(hosts, question, options, secrets=secrets, settings=settings, on_answer=on_answer, on_step=on_step)
 
 
 def ask_all(
@@ -62,6 +68,7 @@ def ask_all(
     secrets: Secrets = Secrets(),  # noqa: B008 - frozen
     settings: Settings = Settings(),  # noqa: B008 - frozen
     on_answer: OnAnswer | None = None,
+    on_step: OnStep | None = None,
 ) -> tuple[Collected, ...]:
     """The same for any question."""
     routes = {host.name: choose(host, secrets) for host in hosts}
@@ -75,7 +82,7 @@ def ask_all(
             on_answer(answer)
 
     async def everything() -> None:
-        turns, sessions = asyncio.Semaphore(options.forks or CONCURRENCY), _Sessions(question)
+        turns, sessions = asyncio.Semaphore(options.forks or CONCURRENCY), _Sessions(question, on_step)
 
         async def one(name: str, route: SshRoute | LocalRoute) -> None:
             async with turns:
@@ -97,8 +104,9 @@ def ask_all(
 class _Sessions:
     """The two fast ways, each answer within the deadline."""
 
-    def __init__(self, question: Question) -> None:
+    def __init__(self, question: Question, on_step: OnStep | None) -> None:
         self._question = question
+        self._on_step = on_step
         self._ssh: Ssh | None = None
 
     async def ask(self, name: str, route: SshRoute | LocalRoute) -> Collected:
@@ -110,21 +118,26 @@ class _Sessions:
     async def _in_time(self, name: str, route: SshRoute | LocalRoute) -> Answer | Silence:
         try:
             async with asyncio.timeout(self._question.timeout_s):
-                return await self._outcome(route)
+                return await self._outcome(route, self._addressed(name))
         except TimeoutError:
             return too_late(self._question)
         except Exception as e:  # whatever one host provokes, the others keep their answers
             log.debug("%s", name, exc_info=True)
             return Silence(f"asking it failed: {type(e).__name__}: {printable(str(e))}", unreachable=False)
 
-    async def _outcome(self, route: SshRoute | LocalRoute) -> Answer | Silence:
+    def _addressed(self, name: str) -> Question:
+        if (tell := self._on_step) is None:
+            return self._question
+        return msgspec.structs.replace(self._question, on_step=lambda text: tell(Step(name, text)))
+
+    async def _outcome(self, route: SshRoute | LocalRoute, question: Question) -> Answer | Silence:
         if isinstance(route, LocalRoute):
-            return await local.ask(route, self._question)
+            return await local.ask(route, question)
         if not self._ssh:
             from orchestrator.reach.ssh import Ssh  # asyncssh takes 0.2 s to import
 
             self._ssh = Ssh()
-        return await self._ssh.ask(route, self._question)
+        return await self._ssh.ask(route, question)
 
 
 async def _through_ansible(

@@ -6,6 +6,7 @@
       LockedError                 another run holds the fleet
       ConvergeError               Ansible could not be run at all (a failed playbook is a value, not an error)
       StoreError                  the history cannot be read or written
+      AssetError                  what a guest boots from cannot be fetched
       LabError                    the lab cannot be made, changed or removed
         MissingPackagesError      ... because system packages are missing
       Interrupted                 exit 130: the user said stop
@@ -23,6 +24,7 @@ __all__ = [
     "LockedError",
     "ConvergeError",
     "StoreError",
+    "AssetError",
     "LabError",
     "MissingPackagesError",
     "Interrupted",
@@ -61,6 +63,10 @@ class ConvergeError(KvmfleetError):
 
 class StoreError(KvmfleetError):
     """The history cannot be read or written."""
+
+
+class AssetError(KvmfleetError):
+    """What a guest boots from cannot be fetched, or is not what it should be."""
 
 
 class LabError(KvmfleetError):

@@ -16,6 +16,7 @@ __all__ = [
     "SCHEMA",
     "Profile",
     "Depth",
+    "Boot",
     "System",
     "Cpu",
     "Module",
@@ -44,6 +45,7 @@ __all__ = [
     "Judgement",
     "TaskFailure",
     "HostConverged",
+    "Step",
     "Collected",
     "HostResult",
 ]
@@ -57,8 +59,19 @@ Names = Annotated[tuple[Short, ...], msgspec.Meta(max_length=2048)]
 Table = Annotated[dict[Short, Text], msgspec.Meta(max_length=2048)]
 
 Profile = Literal["lab", "production", "multi-tenant"]
-Depth = Literal["none", "proof", "firmware"]
-"""How far a validation goes: no guest, 20 bytes through the KVM ioctls, or a libvirt domain that boots."""
+Depth = Literal["none", "proof", "firmware", "uefi", "alpine", "file"]
+"""How far a validation goes: no guest, 20 bytes through the KVM ioctls, or a libvirt domain that boots: a boot sector,
+the shell of UEFI firmware, an unmodified Linux, or an image of the user's."""
+
+
+class Boot(msgspec.Struct, frozen=True):
+    """How a validation proves: the depth, and what that needs."""
+
+    depth: Depth = "firmware"
+    image: str = ""  # file: an absolute path on the host
+    expect: str = ""  # file: a regular expression for its serial line, "" for anything
+    luggage: str = ""  # alpine: a file of the controller that goes along with the question
+    parts: tuple[tuple[str, int], ...] = ()  # what is in it, end to end: names and sizes
 
 
 class System(msgspec.Struct, frozen=True):
@@ -206,11 +219,14 @@ class Libvirt(msgspec.Struct, frozen=True):
 
 
 class Guest(msgspec.Struct, frozen=True):
-    """A transient libvirt domain from a generated boot image."""
+    """A transient libvirt domain. Unusable: what should be booted boots nowhere, so nothing was learned."""
 
-    outcome: Literal["works", "broken", "skipped"] = "skipped"
+    outcome: Literal["works", "broken", "skipped", "unusable"] = "skipped"
+    depth: Short = ""  # firmware, uefi, alpine or file
     domain_type: Short = ""  # kvm or qemu
-    step: Short = ""  # the last milestone: image, create, firmware, nonce, poweroff
+    step: Short = ""  # the last milestone: image, create, those of the depth, poweroff
+    milestones: Annotated[dict[Short, float], msgspec.Meta(max_length=16)] = {}  # step -> ms since the start
+    said: Short = ""  # the guest about itself, on its serial line
     detail: Text = ""
     leftovers: Names = ()  # what could not be removed
     duration_ms: float = 0.0
@@ -357,6 +373,13 @@ class HostConverged(msgspec.Struct, frozen=True):
     def tasks(self) -> int:
         """Tasks that ran to an end on this host; skipped ones cost almost nothing and are not counted."""
         return self.ok + self.failed
+
+
+class Step(msgspec.Struct, frozen=True):
+    """How far a guest has come that boots on a host just now."""
+
+    host: str
+    text: str  # safe to print
 
 
 class Collected(msgspec.Struct, frozen=True):

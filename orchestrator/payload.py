@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from orchestrator.collector.main import BEGIN, END
-from orchestrator.model import SCHEMA, Depth, Evidence
+from orchestrator.model import SCHEMA, Boot, Evidence
 
 __all__ = ["MAX_BYTES", "decode", "payload"]
 
@@ -33,13 +33,15 @@ class Bundle(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
 sys.dont_write_bytecode = True
 sys.meta_path.insert(0, Bundle())
 from collector.main import main
-sys.exit(main({depth!r}, {timeout_s!r}, SHAPE))
+sys.exit(main({wish}, {timeout_s!r}, SHAPE))
 """
 
 
-def payload(depth: Depth, *, timeout_s: float) -> bytes:
+def payload(boot: Boot, *, timeout_s: float) -> bytes:
     """Python source, to be fed on stdin. It answers within `timeout_s` and about three seconds for cleaning up."""
-    return LOADER.format(packed=_packed(), depth=depth, timeout_s=float(timeout_s)).encode("ascii")
+    fields = ("depth", "image", "expect", "parts")  # of the collector's Wish; where the luggage lies is our affair
+    wish = ascii({field: getattr(boot, field) for field in fields})
+    return LOADER.format(packed=_packed(), wish=wish, timeout_s=float(timeout_s)).encode("ascii")
 
 
 @functools.cache

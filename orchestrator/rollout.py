@@ -14,15 +14,29 @@ from orchestrator.converge import Progress, converge
 from orchestrator.errors import KvmfleetError, StoreError
 from orchestrator.inventory import AnsibleOptions, Fleet, Host, Secrets
 from orchestrator.judge import judge, read_contract, silence
-from orchestrator.model import Collected, Contract, Depth, Finding, HostConverged, HostResult, Judgement, Profile
+from orchestrator.model import (
+    Boot,
+    Collected,
+    Contract,
+    Depth,
+    Finding,
+    HostConverged,
+    HostResult,
+    Judgement,
+    Profile,
+    Step,
+)
 from orchestrator.store import Store
 
 __all__ = ["Edges", "Event", "Run", "provision", "validate"]
 
 PLAYBOOK = "provision.yml"
-TIMEOUT_S: Mapping[Depth, float] = {"none": 60.0, "proof": 60.0, "firmware": 180.0}
+TIMEOUT_S: Mapping[Depth, float] = {
+    "none": 60.0, "proof": 60.0, "firmware": 180.0, "uefi": 300.0, "alpine": 480.0, "file": 480.0,
+}  # fmt: skip
+"""Of one host; generous, as a guest in an emulated host takes a hundred times as long as in hardware."""
 
-Event = Progress | HostConverged | Collected
+Event = Progress | HostConverged | Collected | Step
 Tell = Callable[[Event], None]
 Command = Literal["provision", "validate"]
 
@@ -54,7 +68,7 @@ def provision(
     options: AnsibleOptions,
     *,
     secrets: Secrets = Secrets(),  # noqa: B008 - frozen
-    depth: Depth = "firmware",
+    boot: Boot = Boot(),  # noqa: B008 - frozen
     on_event: Tell | None = None,
     edges: Edges = EDGES,
 ) -> Run:
@@ -72,7 +86,7 @@ def provision(
             return Run((), _play(fleet, options, secrets, intents, tell, edges))
         with _History(edges.store, "provision") as history:
             converged = _play(fleet, options, secrets, intents, tell, edges)
-            results = _prove(fleet, options, secrets, depth, tell, edges, {host.host: host for host in converged})
+            results = _prove(fleet, options, secrets, boot, tell, edges, {host.host: host for host in converged})
             return Run(results, converged, history.keep(results))
 
 
@@ -81,13 +95,13 @@ def validate(
     options: AnsibleOptions,
     *,
     secrets: Secrets = Secrets(),  # noqa: B008 - frozen
-    depth: Depth = "firmware",
+    boot: Boot = Boot(),  # noqa: B008 - frozen
     on_event: Tell | None = None,
     edges: Edges = EDGES,
 ) -> Run:
     """Proves every host as it is. Takes no lock: looking changes nothing, and may go on beside a rollout."""
     with _History(edges.store, "validate") as history:
-        results = _prove(fleet, options, secrets, depth, on_event or _nothing, edges, {})
+        results = _prove(fleet, options, secrets, boot, on_event or _nothing, edges, {})
         return Run(results, (), history.keep(results))
 
 
@@ -104,7 +118,7 @@ def _prove(
     fleet: Fleet,
     options: AnsibleOptions,
     secrets: Secrets,
-    depth: Depth,
+    boot: Boot,
     tell: Tell,
     edges: Edges,
     converged: Mapping[str, HostConverged],
@@ -113,11 +127,12 @@ def _prove(
     answers = edges.collect(
         fleet.hosts,
         options,
-        depth=depth,
+        boot=boot,
         secrets=secrets,
         settings=fleet.settings,
-        timeout_s=TIMEOUT_S[depth],
+        timeout_s=TIMEOUT_S[boot.depth],
         on_answer=tell,
+        on_step=tell,
     )
     heard = {answer.host: answer for answer in answers}
     unheard = "the collector gave no answer for it"

@@ -18,6 +18,7 @@ __all__ = [
     "failed",
     "not_applicable",
     "passed",
+    "undecided",
     "warned",
 ]
 
@@ -121,6 +122,11 @@ def failed(summary: str, *, fix: str, expected: str = "", seen: str = "") -> Fin
 
 def warned(summary: str, *, fix: str, expected: str = "", seen: str = "") -> Finding:
     return Finding("", "warn", summary, expected, seen, fix)
+
+
+def undecided(summary: str, *, fix: str) -> Finding:
+    """The question made no sense here, so the host is neither good nor bad."""
+    return Finding("", "error", summary, fix=fix)
 
 
 def not_applicable(reason: str) -> Finding:

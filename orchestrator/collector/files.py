@@ -21,6 +21,11 @@ def opened(path: str, extra: int = 0) -> int:
     return fd
 
 
+def created(path: str) -> int:
+    """A descriptor of a new file that everybody may read. Raises OSError where something has that name."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+
+
 def content(path: str, limit: int = SMALL) -> str:
     """The text of a file, cut at `limit` bytes. Raises OSError. Also for /proc and /sys, whose sizes say nothing."""
     fd = opened(path)
@@ -36,6 +41,19 @@ def text(path: str, limit: int = SMALL) -> str:
         return content(path, limit)
     except OSError:
         return ""
+
+
+def tail(path: str, size: int = SMALL) -> str:
+    """As `text`, but of a large file the end."""
+    try:
+        fd = opened(path)
+    except OSError:
+        return ""
+    try:
+        os.lseek(fd, max(os.fstat(fd).st_size - size, 0), os.SEEK_SET)
+        return _all(fd, size).decode("utf-8", "replace")
+    finally:
+        os.close(fd)
 
 
 def _all(fd: int, limit: int) -> bytes:

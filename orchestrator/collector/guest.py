@@ -1,4 +1,4 @@
-"""Boot a transient libvirt domain from a generated image, and clean up whatever happens.
+"""Boot a transient libvirt domain, follow it by what it says on its serial line, and clean up whatever happens.
 
 The domain is made by a virsh that stays open with --autodestroy: when this process dies, however it dies, virsh's input
 closes, its connection ends, and libvirt destroys the domain. Files that a kill -9 left are removed by a later boot.
@@ -6,84 +6,118 @@ closes, its connection ends, and libvirt destroys the domain. Files that a kill 
 
 import glob
 import os
+import re
 import select
 import subprocess
 import time
 import uuid
-import xml.sax.saxutils
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Pattern, Sequence, Tuple
 
-from . import bootimage, files, shell
+from . import boots, child, files, kvm, luggage, shell
 from .contract import Contract
 from .libvirt import URI
-from .limits import Deadline, undisturbed
+from .limits import Deadline, heed_reader, undisturbed
 
 PREFIX = "kvmfleet-proof-"
 FOLDERS = ("/var/lib/libvirt/images", "/var/lib/libvirt")  # where AppArmor and SELinux let guests have their disks
+GONE = "gone"
 LOGS = "/var/log/libvirt/qemu"
-OLD_S = 600.0
+VARIABLES = "/var/lib/libvirt/qemu/nvram"  # of UEFI firmware; libvirt makes them, and leaves them
+OLD_S = 1200.0
 CLEANING_S = 8.0
-SHORT_S, LONG_S = 5.0, 60.0  # a boot takes 1 s in hardware and 5 to 10 s emulated
+SHORT_S = 5.0
+HOPELESS_S = 60.0  # with a KVM that emulates, where TCG remains: firmware boots in it, hardly a kernel does
+LOOK_S = 1.0  # between two questions to libvirt, while only the serial line can bring news
+COMPLAINT = re.compile(r"(?i)error|fail|cannot|could not")
+CONTROL = re.compile(r"\x1b\[[0-9;?=]*[A-Za-z]|[\x00-\x08\x0b-\x1f]")  # escapes of a terminal, and carriage returns
 
-DOMAIN = """<domain type='{type}'>
-  <name>{name}</name>
-  <uuid>{uuid}</uuid>
-  <memory unit='MiB'>64</memory>
-  <vcpu>1</vcpu>
-  <os><type arch='x86_64'>hvm</type><boot dev='hd'/></os>
-  <features><acpi/><apic/></features>
-  <on_poweroff>destroy</on_poweroff>
-  <on_reboot>destroy</on_reboot>
-  <on_crash>destroy</on_crash>
-  <devices>
-    <emulator>{emulator}</emulator>
-    <disk type='file' device='disk'>
-      <driver name='qemu' type='raw'/>
-      <source file='{disk}'/>
-      <target dev='vda' bus='virtio'/>
-      <readonly/>
-    </disk>
-    <serial type='file'><source path='{log}'/><target port='0'/></serial>
-    <controller type='usb' model='none'/>
-    <memballoon model='none'/>
-  </devices>
-</domain>
-"""
+Tell = Callable[[str], None]
 
 
-def look(contract: Contract, depth: str, found: Dict[str, Any], deadline: Deadline) -> Dict[str, Any]:
+def look(contract: Contract, wish: boots.Wish, found: Dict[str, Any], deadline: Deadline, tell: Tell) -> Dict[str, Any]:
     """Boot with KVM where a guest executes there; with TCG where KVM cannot, or could not boot because it emulates."""
-    reason = why_not(depth, found)
+    reason = why_not(wish, found)
     if reason:
         return {"outcome": "skipped", "detail": reason}
     remove_old()
+    types = domain_types(found)
+    if not types:
+        offered = found["libvirt"].get("domain_types") or "none"
+        return {"outcome": "skipped", "detail": "libvirt offers no usable type of domain: {}".format(offered)}
+    virsh = [shell.which("virsh"), "-c", contract.text("libvirt.uri", URI)]
+    folder = next((path for path in FOLDERS if os.path.isdir(path)), "/var/tmp")
+    try:
+        if wish.image:
+            boots.image_format(wish.image)
+            refuse_unreadable(wish.image, contract)
+        with luggage.unpacked(wish.parts, os.path.join(folder, PREFIX + "luggage")) as parts:
+            return attempts(wish, parts, virsh, folder, types, found["qemu"]["binary"], deadline, tell)
+    except boots.Unusable as problem:
+        return {"outcome": "unusable", "depth": wish.depth, "detail": str(problem)}
+
+
+def limit_s(wish: boots.Wish) -> float:
+    """The seconds of the whole: both attempts, what comes along, and cleaning up."""
+    return boots.RECIPES[wish.depth].seconds + HOPELESS_S + 80 if wish.depth in boots.RECIPES else 10
+
+
+def domain_types(found: Dict[str, Any]) -> List[str]:
+    """Which to try, in this order."""
     offered = found["libvirt"].get("domain_types", [])
     works = found["kvm"]["execution"]["outcome"] == "works"
     emulated = found["kvm"]["speed"]["outcome"] == "emulated"
-    types = ["kvm"] * (works and "kvm" in offered) + ["qemu"] * ("qemu" in offered and (emulated or not works))
-    if not types:
-        return {"outcome": "skipped", "detail": "libvirt offers no usable type of domain: {}".format(offered or "none")}
-    virsh = [shell.which("virsh"), "-c", contract.text("libvirt.uri", URI)]
-    folder = next((path for path in FOLDERS if os.path.isdir(path)), "/var/tmp")
+    return ["kvm"] * (works and "kvm" in offered) + ["qemu"] * ("qemu" in offered and (emulated or not works))
+
+
+def refuse_unreadable(path: str, contract: Contract) -> None:
+    """Raises Unusable where QEMU's user may not read the file: libvirt would change its owner, we do not."""
+
+    def attempt(_report: child.Report) -> Dict[str, Any]:
+        try:
+            os.close(files.opened(path))
+        except OSError as error:
+            return {"problem": (error.strerror or str(error)).lower()}
+        return {"problem": ""}
+
+    user = kvm.qemu_user(contract)
+    answer = kvm.as_user(user, attempt)[0] if user else {}
+    if answer.get("problem"):
+        assert user
+        raise boots.Unusable("{}: QEMU's user {} cannot read it: {}".format(path, user.name, answer["problem"]))
+
+
+def attempts(
+    wish: boots.Wish,
+    parts: Dict[str, str],
+    virsh: List[str],
+    folder: str,
+    types: List[str],
+    emulator: str,
+    deadline: Deadline,
+    tell: Tell,
+) -> Dict[str, Any]:
+    """The first type with which it boots, or the last."""
+    recipe = boots.RECIPES[wish.depth]
     answer: Dict[str, Any] = {}
     for later, kind in enumerate(types, 1 - len(types)):
-        seconds = min((deadline.left_s() - CLEANING_S) / (2 if later else 1), LONG_S)
+        patience = min(recipe.seconds, HOPELESS_S) if later else recipe.seconds
+        seconds = min((deadline.left_s() - CLEANING_S) / (2 if later else 1), patience)
         if seconds < SHORT_S and not answer:
             raise OSError("{:.0f} s are left, too few to boot a guest".format(max(deadline.left_s(), 0)))
         if seconds >= SHORT_S:
             before, left = (
                 ("with {domain_type}: {detail} ".format(**answer), answer["leftovers"]) if answer else ("", [])
             )
-            answer = boot(virsh, folder, kind, found["qemu"]["binary"], seconds)
+            answer = boot(wish, parts, virsh, folder, kind, emulator, seconds, tell)
             answer.update(detail=before + answer["detail"], leftovers=left + answer["leftovers"])
         if answer["outcome"] == "works":
             break
     return answer
 
 
-def why_not(depth: str, found: Dict[str, Any]) -> str:
+def why_not(wish: boots.Wish, found: Dict[str, Any]) -> str:
     """Why no boot is tried, or an empty string."""
-    if depth != "firmware":
+    if wish.depth not in boots.RECIPES:
         return "not asked for"
     if os.uname().machine != "x86_64":
         return "no boot image is written for {} yet".format(os.uname().machine)
@@ -98,81 +132,115 @@ def why_not(depth: str, found: Dict[str, Any]) -> str:
 
 
 class Proof:
-    """The names of everything that one boot makes."""
+    """The names of everything that one boot makes, and how far it came."""
 
-    def __init__(self, folder: str, label: str) -> None:
-        self.name = PREFIX + label
+    def __init__(self, folder: str, kind: str, depth: str, tell: Tell) -> None:
+        self.tell = tell
+        self.name = PREFIX + uuid.uuid4().hex[:12]
         self.uuid = str(uuid.uuid4())
-        self.disk = os.path.join(folder, self.name + ".img")
-        self.log = os.path.join(folder, self.name + ".log")
-        self.xml = os.path.join(folder, self.name + ".xml")
+        self.stem = os.path.join(folder, self.name)
+        self.log, self.xml = self.stem + ".log", self.stem + ".xml"
+        self.begun = time.monotonic()
+        self.answer: Dict[str, Any] = {"outcome": "broken", "depth": depth, "domain_type": kind, "step": ""}
+        self.answer.update(detail="", said="", milestones={})
+
+    def reached(self, step: str) -> None:
+        """A milestone. It is told at once, to whoever reads along."""
+        self.answer["step"] = step
+        self.answer["milestones"][step] = (time.monotonic() - self.begun) * 1000
+        self.tell("{depth} with {domain_type}: {step}".format(**self.answer))
+
+    def serial(self) -> str:
+        """The end of what the guest has said, in plain text."""
+        return CONTROL.sub("", files.tail(self.log))
 
     def traces(self) -> List[str]:
         """Our files, and those that libvirt keeps about a domain that is gone."""
         kept = [
+            self.stem + ".*",
+            "{}/{}_VARS.*".format(VARIABLES, self.name),
             "{}/{}.log*".format(LOGS, self.name),
             "/etc/apparmor.d/libvirt/libvirt-{}*".format(self.uuid),
         ]
-        return [path for pattern in [self.disk, self.log, self.xml, *kept] for path in glob.glob(pattern)]
+        return [path for pattern in kept for path in glob.glob(pattern)]
 
 
-def boot(virsh: List[str], folder: str, kind: str, emulator: str, seconds: float) -> Dict[str, Any]:
+def boot(
+    wish: boots.Wish,
+    parts: Dict[str, str],
+    virsh: List[str],
+    folder: str,
+    kind: str,
+    emulator: str,
+    seconds: float,
+    tell: Tell,
+) -> Dict[str, Any]:
     """One domain of one type. `step` is the last milestone that was reached."""
-    nonce = uuid.uuid4().hex
-    proof = Proof(folder, uuid.uuid4().hex[:12])
-    answer: Dict[str, Any] = {"outcome": "broken", "domain_type": kind, "step": "", "detail": ""}
-    begun, session = time.monotonic(), None
+    recipe, nonce = boots.RECIPES[wish.depth], uuid.uuid4().hex
+    proof, session, ended = Proof(folder, kind, wish.depth, tell), None, False
     try:
-        for path, content in ((proof.disk, bootimage.image(nonce)), (proof.xml, _xml(proof, kind, emulator))):
-            create(path, content)
-        answer["step"] = "image"
+        values = dict(parts, type=kind, name=proof.name, uuid=proof.uuid, stem=proof.stem, emulator=emulator)
+        values.update(recipe.make(proof.stem, nonce, wish))
+        boots.create(proof.xml, boots.domain(recipe, values))
+        proof.reached("image")
         session = shell.start(virsh, stdin=subprocess.PIPE)
         assert session.stdin
         session.stdin.write("create {} --autodestroy\n".format(proof.xml).encode("ascii"))
         session.stdin.flush()
-        follow(answer, proof, nonce, virsh, session, begun + seconds)
+        ended = follow(proof, recipe, boots.patterns(recipe, values), virsh, session, proof.begun + seconds)
     finally:
         with undisturbed():
-            answer["leftovers"] = clean(proof, virsh, session, answer["step"] == "poweroff")
-        answer["duration_ms"] = (time.monotonic() - begun) * 1000
-    return answer
-
-
-def _xml(proof: Proof, kind: str, emulator: str) -> bytes:
-    values = {"type": kind, "name": proof.name, "uuid": proof.uuid, "disk": proof.disk, "log": proof.log}
-    return DOMAIN.format(emulator=xml.sax.saxutils.escape(emulator), **values).encode("utf-8")
-
-
-def create(path: str, content: bytes) -> None:
-    """A new file that QEMU's user may read. Raises OSError where something has that name."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    with os.fdopen(fd, "wb") as stream:
-        stream.write(content)
+            proof.answer["leftovers"] = clean(proof, virsh, session, ended)
+        proof.answer["duration_ms"] = (time.monotonic() - proof.begun) * 1000
+    return proof.answer
 
 
 def follow(
-    answer: Dict[str, Any], proof: Proof, nonce: str, virsh: List[str], session: "subprocess.Popen[bytes]", until: float
-) -> None:
-    """Watch the milestones until the guest has turned itself off, something fails, or the time is over."""
-    said = ""
+    proof: Proof,
+    recipe: boots.Recipe,
+    milestones: "Sequence[Tuple[str, Pattern[str]]]",
+    virsh: List[str],
+    session: "subprocess.Popen[bytes]",
+    until: float,
+) -> bool:
+    """Watch the milestones until the guest is where it should be, something fails, or the time is over.
+
+    Whether the domain is known to be gone.
+    """
+    answer, waiting, said, look_at = proof.answer, list(milestones), "", 0.0
     while time.monotonic() < until:
+        heed_reader()
         said += heard(session)
-        serial = files.text(proof.log)
-        if nonce in serial:
-            answer["step"] = "nonce"
-        elif bootimage.GREETING in serial:
-            answer["step"] = "firmware"
-        elif " created from " in said:
-            answer["step"] = "create"
-        if answer["step"] == "nonce" and gone(proof, virsh):
-            answer.update(outcome="works", step="poweroff")
-            return
-        problem = complaint(said)
+        if answer["step"] == "image" and " created from " in said:
+            proof.reached("create")
+        state = ""
+        if answer["step"] != "image" and (not waiting or time.monotonic() > look_at):
+            state, look_at = domstate(proof, virsh), time.monotonic() + LOOK_S
+        waiting = advance(proof, waiting)  # after the question: what a guest said that is gone now, is all there
+        if not waiting and (state == GONE or not recipe.ends):
+            if recipe.ends:
+                proof.reached("poweroff")
+            answer["outcome"] = "works"
+            return state == GONE
+        problem = complaint(said) or trouble(state)
         if problem or session.poll() is not None:
-            answer["detail"] = problem or "virsh ended by itself"
-            return
+            answer["detail"] = "{} {}".format(problem or "virsh ended by itself.", last_words(proof)).strip()
+            return state == GONE
         time.sleep(0.05)
     answer["detail"] = "time is over after the step {}. {}".format(answer["step"], last_words(proof)).strip()
+    return False
+
+
+def advance(proof: Proof, waiting: "List[Tuple[str, Pattern[str]]]") -> "List[Tuple[str, Pattern[str]]]":
+    """What is still to come. A later milestone shows that the earlier ones were passed."""
+    serial = proof.serial() if waiting else ""
+    for number, (step, pattern) in reversed(list(enumerate(waiting, 1))):
+        found = pattern.search(serial)
+        if found:
+            proof.answer["said"] = " ".join(found.groupdict().get("said", "").split())
+            proof.reached(step)
+            return waiting[number:]
+    return waiting
 
 
 def heard(session: "subprocess.Popen[bytes]") -> str:
@@ -194,15 +262,31 @@ def complaint(said: str) -> str:
 
 
 def last_words(proof: Proof) -> str:
-    """The last line of QEMU's log, which often names the reason."""
-    lines = files.text("{}/{}.log".format(LOGS, proof.name)).strip().splitlines()
-    return "QEMU's last line: " + lines[-1][:300] if lines else ""
+    """What QEMU complained about, and the last line of the guest: together they often name the reason."""
+    log = files.tail("{}/{}.log".format(LOGS, proof.name)).strip().splitlines()
+    complaints = [line for line in log if COMPLAINT.search(line) and "LC_ALL=" not in line]
+    said = proof.serial().strip().splitlines()
+    words = ["QEMU: " + line.strip()[:300] for line in complaints[-1:]]
+    words += ["The guest's last line: " + line.strip()[-300:] for line in said[-1:]]
+    return " ".join(words)
 
 
-def gone(proof: Proof, virsh: List[str]) -> bool:
-    """No domain has that name any more. A transient one disappears when it ends."""
-    answer = shell.run([*virsh, "domstate", proof.name], 5)
-    return answer.code != 0 and "failed to get domain" in answer.err
+def domstate(proof: Proof, virsh: List[str]) -> str:
+    """As libvirt names it: running, paused; GONE when no domain has that name, as when a transient one has ended."""
+    try:
+        answer = shell.run([*virsh, "domstate", proof.name], 5)
+    except OSError:  # a busy daemon answers the next time
+        return ""
+    if answer.code == 0:
+        return str(answer.out.strip())
+    return GONE if "failed to get domain" in answer.err else ""
+
+
+def trouble(state: str) -> str:
+    """Why it makes no sense to wait any longer, or an empty string."""
+    if state == GONE:
+        return "the guest stopped before it had said what it should."
+    return "KVM or QEMU stopped the guest, it is {}.".format(state) if state in ("paused", "crashed") else ""
 
 
 def clean(proof: Proof, virsh: List[str], session: "Optional[subprocess.Popen[bytes]]", ended: bool) -> List[str]:
@@ -235,7 +319,7 @@ def destroyed(proof: Proof, virsh: List[str]) -> bool:
     """Also where --autodestroy did not do it."""
     try:
         for _ in range(3):
-            if gone(proof, virsh):
+            if domstate(proof, virsh) == GONE:
                 return True
             shell.run([*virsh, "destroy", proof.name], 5)
     except OSError:
@@ -245,7 +329,7 @@ def destroyed(proof: Proof, virsh: List[str]) -> bool:
 
 def remove_old() -> None:
     """Files of a boot that was killed. Its domain went with its virsh."""
-    for folder in (*FOLDERS, LOGS):
+    for folder in (*FOLDERS, LOGS, VARIABLES, "/var/tmp"):
         for path in glob.glob("{}/{}*".format(folder, PREFIX)):
             try:
                 if time.time() - os.lstat(path).st_mtime > OLD_S:

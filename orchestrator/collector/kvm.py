@@ -7,7 +7,7 @@ import os
 import pwd
 import stat
 import time
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
 
 from . import child, files, machine_x86
 from .contract import Contract
@@ -127,30 +127,43 @@ def speed() -> Dict[str, Any]:
     }
 
 
+User = NamedTuple("User", [("name", str), ("uid", int), ("gid", int)])
+
+
+def qemu_user(contract: Contract) -> Optional[User]:
+    """The user that QEMU runs as, with the group that libvirt gives it. None where there is none."""
+    wanted, group = contract.text("qemu.user"), contract.text("qemu.group")
+    for name in [wanted] if wanted else USERS:
+        if _exists(pwd.getpwnam, name):
+            found = pwd.getpwnam(name)
+            gid = grp.getgrnam(group).gr_gid if _exists(grp.getgrnam, group) else found.pw_gid
+            return User(name, found.pw_uid, gid)
+    return None
+
+
+def as_user(user: User, job: Callable[[child.Report], Dict[str, Any]]) -> Tuple[Dict[str, Any], str]:
+    """The answer of a child process with that user's id and groups, and why there is none."""
+
+    def changed(report: child.Report) -> Dict[str, Any]:
+        os.setgroups(os.getgrouplist(user.name, user.gid))
+        os.setgid(user.gid)
+        os.setuid(user.uid)
+        return job(report)
+
+    answer, _, death = child.ask(changed, 3.0)
+    return answer, death
+
+
 def open_as(contract: Contract) -> Dict[str, Any]:
     """Open the node as the user that QEMU runs as, with the groups that libvirt gives it."""
-    wanted = contract.text("qemu.user")
-    users = [wanted] if wanted else [user for user in USERS if _exists(pwd.getpwnam, user)]
-    if not users:
-        return {"tried": False}
-    try:
-        user = pwd.getpwnam(users[0])
-    except KeyError:
-        return {"user": users[0], "errno": "no such user", "tried": False}
-
-    group = contract.text("qemu.group")
-    gid = grp.getgrnam(group).gr_gid if _exists(grp.getgrnam, group) else user.pw_gid
-
-    def attempt_as(_report: child.Report) -> Dict[str, Any]:
-        os.setgroups(os.getgrouplist(user.pw_name, gid))
-        os.setgid(gid)
-        os.setuid(user.pw_uid)
-        return {"errno": attempt()}
-
-    answer, _, death = child.ask(attempt_as, 3.0)
+    user = qemu_user(contract)
+    if not user:
+        wanted = contract.text("qemu.user")
+        return {"user": wanted, "errno": "no such user", "tried": False} if wanted else {"tried": False}
+    answer, death = as_user(user, lambda _report: {"errno": attempt()})
     return {
-        "user": user.pw_name,
-        "group": _named(grp.getgrgid, gid),
+        "user": user.name,
+        "group": _named(grp.getgrgid, user.gid),
         "errno": answer.get("errno", death),
         "tried": bool(answer),
     }

@@ -1,6 +1,7 @@
 """Time and size limits: no section runs longer, and no string grows larger, than the reader allows."""
 
 import contextlib
+import select
 import signal
 import time
 from typing import Any, Iterator
@@ -49,6 +50,14 @@ def heed_signals() -> None:
     """Turn the signals that end a process into Stopped, so that every `finally` runs."""
     for number in SIGNALS:
         signal.signal(number, _stop)
+
+
+def heed_reader(fd: int = 1) -> None:
+    """Raise Stopped when nobody is left who could read the answer: a lost connection brings no signal to root."""
+    poll = select.poll()
+    poll.register(fd, 0)  # only what cannot be masked
+    if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+        raise Stopped(signal.SIGHUP)
 
 
 @contextlib.contextmanager

@@ -5,19 +5,19 @@ import sys
 import time
 from typing import Any, Callable, Dict, Iterable, List, Tuple
 
+from . import boots, guest, inventory, kernel, kvm, libvirt, qemu, system
 from . import contract as contracts
-from . import guest, inventory, kernel, kvm, libvirt, qemu, system
 from .limits import Deadline, Expired, Stopped, bounded, heed_signals, within
 
 SCHEMA = 1
 BEGIN, END = "---- kvmfleet evidence ----", "---- end of kvmfleet evidence ----"
-
+STEP = "---- kvmfleet step: "
 
 Found = Dict[str, Any]
 Section = Tuple[str, float, Callable[[Found], Any]]
 
 
-def sections(depth: str, deadline: Deadline) -> List[Section]:
+def sections(wish: boots.Wish, deadline: Deadline) -> List[Section]:
     """Name, seconds, and what fills it from what was found before."""
 
     def contract(found: Found) -> contracts.Contract:
@@ -28,13 +28,13 @@ def sections(depth: str, deadline: Deadline) -> List[Section]:
         ("system", 10, lambda found: system.look()),
         ("cpu", 3, lambda found: system.cpu()),
         ("kernel", 5, lambda found: kernel.look(contract(found), found.get("system", {}).get("container", ""))),
-        ("kvm", 15, lambda found: kvm.look(contract(found), depth)),
+        ("kvm", 15, lambda found: kvm.look(contract(found), wish.depth)),
         ("qemu", 20, lambda found: qemu.look(contract(found))),
         ("libvirt", 40, lambda found: libvirt.look(contract(found))),
         ("packages", 20, lambda found: inventory.packages(contract(found))),
         ("files", 20, lambda found: inventory.states(contract(found))),
         ("members", 10, lambda found: inventory.members(contract(found))),
-        ("guest", 200, lambda found: guest.look(contract(found), depth, found, deadline)),
+        ("guest", guest.limit_s(wish), lambda found: guest.look(contract(found), wish, found, deadline, tell)),
     ]
 
 
@@ -57,19 +57,28 @@ def gather(wanted: Iterable[Section], deadline: Deadline) -> Found:
     return dict(found, errors=errors)
 
 
-def collect(depth: str, timeout_s: float) -> Found:
+def collect(wish: boots.Wish, timeout_s: float) -> Found:
     """The whole document."""
     begun, deadline = time.monotonic(), Deadline(timeout_s)
     head = {"schema": SCHEMA, "collected_at_s": time.time()}
-    found = gather(sections(depth, deadline), deadline)
+    found = gather(sections(wish, deadline), deadline)
     return dict(head, duration_ms=(time.monotonic() - begun) * 1000, **found)
 
 
-def main(depth: str, timeout_s: float, shape: Any) -> int:
+def tell(step: str) -> None:
+    """How far a guest has come, for whoever reads along; the document holds it, too."""
+    try:
+        sys.stdout.write("{}{}\n".format(STEP, step))
+        sys.stdout.flush()
+    except OSError:  # nobody reads any more
+        pass
+
+
+def main(wish: Dict[str, Any], timeout_s: float, shape: Any) -> int:
     """Print the document between two lines that nothing else prints: a login shell may be chatty."""
     heed_signals()
     try:
-        document = bounded(collect(depth, timeout_s), shape)
+        document = bounded(collect(boots.Wish(**wish), timeout_s), shape)
     except Stopped as stopped:
         return 128 + int(stopped.args[0])
     sys.stdout.write("\n{}\n{}\n{}\n".format(BEGIN, json.dumps(document), END))

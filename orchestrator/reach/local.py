@@ -8,10 +8,13 @@ import os
 import signal
 import subprocess
 
-from orchestrator.reach.question import PYTHONS, Answer, Question, Silence, argv, hear
+from orchestrator.reach.question import PYTHONS, Answer, Question, Silence, argv, converse
 from orchestrator.reach.route import LocalRoute
 
 __all__ = ["ask"]
+
+CLEANING_UP_S = 4.0
+"""The collector removes a guest in less."""
 
 
 async def ask(route: LocalRoute, question: Question) -> Answer | Silence:
@@ -22,33 +25,35 @@ async def ask(route: LocalRoute, question: Question) -> Answer | Silence:
         start_new_session=True,
     )  # fmt: skip
     try:
-        return await _converse(process, question)
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        return await converse(question, process.stdin, process.stdout, process.stderr, process.wait)
     finally:
         await _end(process)
 
 
-async def _converse(process: asyncio.subprocess.Process, question: Question) -> Answer:
-    assert process.stdin
-    assert process.stdout
-    assert process.stderr
-    process.stdin.write(question.program)
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it ended without reading: its status says why
-        await process.stdin.drain()
-    process.stdin.close()
-    return await hear(process.stdout, process.stderr, process.wait)
-
-
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill what is left of the session and let its pipes run dry, which is what lets asyncio close them."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    except PermissionError:  # sudo runs as root; it let us start a process, so it lets us end it
-        subprocess.run(["sudo", "-n", "kill", "-KILL", "--", f"-{process.pid}"], capture_output=True, timeout=5)
+    """Let it clean up, kill what is left of the session, and let its pipes run dry: then asyncio closes them."""
+    if process.returncode is None:
+        _signal(process, signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLEANING_UP_S):
+                await process.wait()
+    _signal(process, signal.SIGKILL)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(2):
             for stream in (process.stdout, process.stderr):
                 while stream and await stream.read(65536):
                     pass
             await process.wait()
+
+
+def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        pass
+    except PermissionError:  # sudo runs as root; it let us start a process, so it lets us end it
+        command = ["sudo", "-n", "kill", f"-{number}", "--", f"-{process.pid}"]
+        subprocess.run(command, capture_output=True, timeout=5)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shlex
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Literal, Protocol
 
 import msgspec
 
+from orchestrator.collector.main import STEP
 from orchestrator.model import Collected, Evidence
 from orchestrator.payload import MAX_BYTES
 from orchestrator.text import printable
@@ -20,24 +23,25 @@ __all__ = [
     "Silence",
     "argv",
     "command_line",
-    "hear",
+    "converse",
     "interpret",
     "sudo_problem",
     "too_late",
 ]
 
+_CHUNK = 1 << 18
 _NO_PYTHON, _NO_SUDO = 96, 97  # exit codes of _SCRIPT
 
 # Runs under whatever login shell the host has, quoted once: no single quote, backslash or exclamation mark in here.
-# Candidates for Python are its arguments; the program comes on stdin.
+# Candidates for Python are its arguments; the length of the program comes on stdin, then the program, then its luggage.
 _SCRIPT = f"""\
-LC_ALL=C; export LC_ALL; python=
+LC_ALL=C; export LC_ALL; python=; read="import sys; b = sys.stdin.buffer; exec(b.read(int(b.readline())))"
 for p in "$@"; do command -v "$p" >/dev/null 2>&1 && python=$p && break; done
 test -n "$python" || exit {_NO_PYTHON}
-test "$become" = no && exec "$python" -I -
-test "$(id -u)" = 0 && exec "$python" -I -
+test "$become" = no && exec "$python" -I -c "$read"
+test "$(id -u)" = 0 && exec "$python" -I -c "$read"
 command -v sudo >/dev/null 2>&1 || exit {_NO_SUDO}
-exec sudo -n -- "$python" -I -
+exec sudo -n -- "$python" -I -c "$read"
 """
 PYTHONS = ("/usr/bin/python3", "/usr/libexec/platform-python", "/usr/local/bin/python3", "python3")
 
@@ -48,6 +52,17 @@ class Question(msgspec.Struct, frozen=True):
     program: bytes
     decode: Callable[[bytes], Evidence]
     timeout_s: float
+    luggage: Path | None = None  # a file that the program reads from stdin after itself
+    on_step: Callable[[str], None] | None = None  # hears what a long answer has reached; Ansible tells only at the end
+
+    @property
+    def spoken(self) -> bytes:
+        """The program as the command of `argv` wants to hear it."""
+        return b"%d\n%b" % (len(self.program), self.program)
+
+    @property
+    def size(self) -> int:
+        return len(self.spoken) + (self.luggage.stat().st_size if self.luggage else 0)
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -82,6 +97,14 @@ class Reader(Protocol):
     async def read(self, n: int = -1) -> bytes: ...
 
 
+class Writer(Protocol):
+    """The same for the other direction."""
+
+    def write(self, data: bytes) -> None: ...
+    async def drain(self) -> None: ...
+    def write_eof(self) -> None: ...
+
+
 def argv(*, sudo: bool, pythons: Sequence[str] = PYTHONS) -> list[str]:
     """The command that reads a Python program from stdin and runs it as root, with the first Python that exists."""
     return ["/bin/sh", "-c", f"become={'yes' if sudo else 'no'}; {_SCRIPT}", "kvmfleet", *pythons]
@@ -92,9 +115,34 @@ def command_line(*, sudo: bool, python: str) -> str:
     return shlex.join(argv(sudo=sudo, pythons=[python] if python else PYTHONS))
 
 
-async def hear(stdout: Reader, stderr: Reader, ended: Callable[[], Awaitable[int | None]]) -> Answer:
-    """All that a host says until it has ended, or until it says too much."""
-    readers = [asyncio.create_task(_read(stream)) for stream in (stdout, stderr)]
+async def converse(
+    question: Question, stdin: Writer, stdout: Reader, stderr: Reader, ended: Callable[[], Awaitable[int | None]]
+) -> Answer:
+    """All that a host says until it has ended, or until it says too much. It need not listen to the end."""
+    speaker = asyncio.create_task(_speak(question, stdin))
+    try:
+        return await _hear(question, stdout, stderr, ended)
+    finally:
+        speaker.cancel()
+        await asyncio.wait([speaker])
+
+
+async def _speak(question: Question, stdin: Writer) -> None:
+    with contextlib.suppress(OSError):  # it ended without reading: its status says why
+        stdin.write(question.spoken)
+        await stdin.drain()
+        if question.luggage:
+            with question.luggage.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    stdin.write(chunk)
+                    await stdin.drain()
+        stdin.write_eof()
+
+
+async def _hear(
+    question: Question, stdout: Reader, stderr: Reader, ended: Callable[[], Awaitable[int | None]]
+) -> Answer:
+    readers = [asyncio.create_task(_read(stream, question.on_step)) for stream in (stdout, stderr)]
     try:
         out, err = await asyncio.gather(*readers)
         return Answer(out, err, await ended())
@@ -110,12 +158,18 @@ class _Flood(Exception):
         self.kept = kept
 
 
-async def _read(reader: Reader) -> bytes:
-    kept = bytearray()
+async def _read(reader: Reader, on_step: Callable[[str], None] | None) -> bytes:
+    kept, told = bytearray(), 0
     while chunk := await reader.read(65536):
         kept += chunk
         if len(kept) > MAX_BYTES:
             raise _Flood(bytes(kept))
+        if on_step:
+            lines = kept[told : kept.rfind(b"\n") + 1]
+            told += len(lines)
+            for line in lines.decode(errors="replace").splitlines():
+                if line.startswith(STEP):
+                    on_step(printable(line.removeprefix(STEP), 100))
     return bytes(kept)
 
 
@@ -131,7 +185,7 @@ def interpret(
     """One host's line: evidence, or what went wrong and what to do."""
     if isinstance(outcome, Silence):
         return Collected(host, path, problem=outcome.problem, hint=outcome.hint, unreachable=outcome.unreachable)
-    sent = len(question.program)
+    sent = question.size
     received = len(outcome.stdout) + len(outcome.stderr)
     evidence, reason = _decode(outcome, question)
     problem, hint = ("", "") if evidence else _explain(outcome, reason, python=python, user=user)

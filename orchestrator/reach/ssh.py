@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import asyncssh
 
-from orchestrator.reach.question import Answer, Question, Silence, command_line, hear
+from orchestrator.reach.question import Answer, Question, Silence, command_line, converse
 from orchestrator.reach.route import SshRoute
 from orchestrator.reach.ssh_failure import Target, explain
 from orchestrator.reach.ssh_trust import HostKeys, KnownHosts
@@ -130,15 +129,12 @@ def _read_key(path: str) -> asyncssh.SSHKey | str:
 async def _converse(connection: asyncssh.SSHClientConnection, route: SshRoute, question: Question) -> Answer:
     command = command_line(python=route.python, sudo=route.sudo)
     process: asyncssh.SSHClientProcess[bytes] = await connection.create_process(command, encoding=None)
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it ended without reading: its status says why
-        process.stdin.write(question.program)
-        process.stdin.write_eof()
 
     async def ended() -> int | None:
         await process.wait_closed()
         return process.exit_status
 
-    return await hear(process.stdout, process.stderr, ended)
+    return await converse(question, process.stdin, process.stdout, process.stderr, ended)
 
 
 async def _close(connection: asyncssh.SSHClientConnection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import msgspec
 
 from orchestrator import scratch
 from orchestrator.ansible_cfg import Settings
+from orchestrator.collector.guest import PREFIX
 from orchestrator.converge import converge
 from orchestrator.inventory import AnsibleOptions, Fleet, Host, Secrets
 from orchestrator.model import Collected, HostConverged
@@ -52,7 +54,7 @@ def ask(
     fleet = Fleet(hosts=tuple(hosts), sources=options.inventory, settings=settings)
     with scratch.folder() as folder:
         program, answers = folder / "program.py", folder / "answers"  # apart: a host may have any name
-        program.write_bytes(question.program)
+        program.write_bytes(question.spoken)
         answers.mkdir()
         results = converge(
             "collect.yml", fleet, _options(options, question, program, answers), secrets=secrets, cancelled=cancelled
@@ -77,6 +79,8 @@ def _options(options: AnsibleOptions, question: Question, program: Path, answers
         "kvmfleet_program": str(program),
         "kvmfleet_answers": str(answers),
         "kvmfleet_timeout_s": max(int(question.timeout_s), 1),
+        "kvmfleet_luggage": str(question.luggage or ""),
+        "kvmfleet_place": f"/var/tmp/{PREFIX}luggage-{uuid.uuid4().hex}",
     }
     return msgspec.structs.replace(
         options,

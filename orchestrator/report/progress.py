@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.converge import Progress
-from orchestrator.model import Collected, HostConverged
+from orchestrator.model import Collected, HostConverged, Step
 from orchestrator.text import printable
 
 __all__ = ["Board", "Steps"]
@@ -56,12 +56,14 @@ class Board:
         if self._draws:
             self._live.stop()
 
-    def event(self, event: Progress | HostConverged | Collected) -> None:
+    def event(self, event: Progress | HostConverged | Collected | Step) -> None:
         """Takes one event; unknown hosts are ignored."""
         if isinstance(event, Progress):
             self._progress(event)
         elif isinstance(event, HostConverged):
             self._converged(event)
+        elif isinstance(event, Step):
+            self._reached(event)
         else:
             self._collected(event)
 
@@ -87,6 +89,11 @@ class Board:
             f"{event.host}: {event.outcome}, {event.ok} tasks ok, {event.changed} changed, {event.failed} failed "
             f"after {time.monotonic() - self._started_s:.0f} s"
         )
+
+    def _reached(self, event: Step) -> None:
+        """Only for the picture: a log has the milestones in the report."""
+        row = self._rows.setdefault(event.host, _Row(event.host))
+        row.state, row.note = "proving", event.text
 
     def _collected(self, event: Collected) -> None:
         row = self._rows.setdefault(event.host, _Row(event.host))

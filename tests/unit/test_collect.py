@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import resource
 import signal
@@ -18,8 +19,9 @@ from loopback import SSHD, Sshd, make_key, sshd
 
 from orchestrator import payload
 from orchestrator.collect import ask_all, collect
+from orchestrator.collector.main import STEP
 from orchestrator.inventory import AnsibleOptions, Host
-from orchestrator.model import Collected, Evidence
+from orchestrator.model import Boot, Collected, Evidence, Step
 from orchestrator.payload import MAX_BYTES
 from orchestrator.reach.question import Question
 
@@ -63,13 +65,50 @@ def test_a_host_answers_over_ssh_with_evidence_and_the_bytes_are_counted(honest:
     (answer,) = ask(honest.host())
     assert answer.problem == ""
     assert (answer.path, answer.evidence) == ("ssh", EVIDENCE)
-    assert answer.bytes_sent == len(PROGRAM)
+    assert answer.bytes_sent == len(f"{len(PROGRAM)}\n") + len(PROGRAM)
     assert len(DOCUMENT) < answer.bytes_received < len(DOCUMENT) + 200
 
 
 def test_this_machine_answers_without_ssh(honest: Sshd) -> None:
     (answer,) = ask(msgspec.structs.replace(LOCAL, variables={"ansible_become": os.geteuid() == 0}))
     assert (answer.problem, answer.path, answer.evidence) == ("", "local", EVIDENCE)
+
+
+# Reads what follows it, tells how far it is, and answers with the digest.
+TRAVELLER = f"""
+import hashlib, sys
+print({STEP!r} + "\\x1b[31mhalf way", flush=True)
+digest = hashlib.sha256(sys.stdin.buffer.read()).hexdigest()
+said = {DOCUMENT!r}.replace('"hostname":""', '"hostname":"%s"' % digest)
+print({payload.BEGIN!r}); print(said); print({payload.END!r})
+""".encode()
+
+
+@pytest.fixture
+def luggage(tmp_path: Path) -> Path:
+    file = tmp_path / "luggage"
+    file.write_bytes(os.urandom(3 << 20) + b"\0\r\n\x1a")
+    return file
+
+
+def test_luggage_follows_the_program_unchanged_and_steps_are_told_on_the_way(honest: Sshd, luggage: Path) -> None:
+    question = msgspec.structs.replace(QUESTION, program=TRAVELLER, luggage=luggage)
+    local = msgspec.structs.replace(LOCAL, variables={"ansible_become": os.geteuid() == 0})
+    told: list[Step] = []
+    answers = ask_all([honest.host(), local], question, AnsibleOptions(), on_step=told.append)
+    digest = hashlib.sha256(luggage.read_bytes()).hexdigest()
+    assert [(a.problem, a.evidence and a.evidence.system.hostname) for a in answers] == [("", digest)] * 2
+    assert {a.bytes_sent for a in answers} == {question.size}
+    assert question.size > 3 << 20
+    assert sorted(told, key=lambda step: step.host) == [
+        Step("here", "\\x1b[31mhalf way"), Step(honest.host().name, "\\x1b[31mhalf way")
+    ]  # fmt: skip
+
+
+def test_a_host_need_not_take_the_luggage(honest: Sshd, luggage: Path) -> None:
+    local = msgspec.structs.replace(LOCAL, variables={"ansible_become": os.geteuid() == 0})
+    answers = ask(honest.host(), local, question=msgspec.structs.replace(QUESTION, luggage=luggage))
+    assert [answer.problem for answer in answers] == ["", ""]
 
 
 def test_answers_come_in_the_order_of_the_hosts_and_are_told_one_by_one(honest: Sshd) -> None:
@@ -89,7 +128,7 @@ def test_noise_of_a_login_shell_does_not_hide_the_evidence(tmp_path: Path) -> No
 
 def test_the_collector_says_the_same_over_ssh_and_locally(honest: Sshd) -> None:
     here = msgspec.structs.replace(LOCAL, variables={"ansible_become": os.geteuid() == 0})
-    over_ssh, locally = collect([honest.host(), here], AnsibleOptions(), depth="none")
+    over_ssh, locally = collect([honest.host(), here], AnsibleOptions(), boot=Boot("none"))
     assert over_ssh.problem == locally.problem == ""
     assert normalised(over_ssh) == normalised(locally)
 
@@ -100,7 +139,7 @@ def normalised(answer: Collected) -> Evidence:
 
 
 def test_a_user_without_rights_is_reported_as_such_by_the_collector(honest: Sshd) -> None:
-    (answer,) = collect([honest.host(variables={"ansible_become": False})], AnsibleOptions(), depth="none")
+    (answer,) = collect([honest.host(variables={"ansible_become": False})], AnsibleOptions(), boot=Boot("none"))
     assert answer.evidence
     assert answer.evidence.system.uid == os.geteuid()
 
@@ -426,6 +465,23 @@ child.wait()
     (answer,) = ask(msgspec.structs.replace(LOCAL, variables={"ansible_become": os.geteuid() == 0}), question=question)
     assert "no evidence within 2 s" in answer.problem
     assert has_ended(int(mark.read_text()))
+
+
+def test_a_local_program_that_is_given_up_may_clean_up(tmp_path: Path) -> None:
+    mark = tmp_path / "guest"
+    program = f"""
+import os, signal, time
+def clean(*_):
+    time.sleep(0.3)
+    os.unlink({str(mark)!r})
+    os._exit(0)
+signal.signal(signal.SIGTERM, clean)
+open({str(mark)!r}, "w").close()
+time.sleep(30)
+"""
+    question = msgspec.structs.replace(QUESTION, program=program.encode(), timeout_s=2.0)
+    ask(msgspec.structs.replace(LOCAL, variables={"ansible_become": os.geteuid() == 0}), question=question)
+    assert not mark.exists()
 
 
 def test_a_local_flood_is_not_read(tmp_path: Path) -> None:

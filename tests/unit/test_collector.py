@@ -35,7 +35,7 @@ from orchestrator.collector.contract import Contract
 from orchestrator.collector.limits import Deadline
 from orchestrator.collector.main import SCHEMA, gather
 from orchestrator.model import SCHEMA as MODEL_SCHEMA
-from orchestrator.model import Evidence
+from orchestrator.model import Boot, Evidence
 from orchestrator.payload import decode, payload, shape
 
 MODULES = sorted(Path(shell.__file__).parent.glob("*.py"))
@@ -70,7 +70,9 @@ def test_only_the_standard_library_is_imported(path: Path) -> None:
 @pytest.mark.parametrize("python", pythons())
 def test_the_collector_runs_under(python: str) -> None:
     command = [python, "-W", "error", "-I", "-"]
-    answer = subprocess.run(command, input=payload("proof", timeout_s=30), capture_output=True, timeout=60, check=True)
+    answer = subprocess.run(
+        command, input=payload(Boot("proof"), timeout_s=30), capture_output=True, timeout=60, check=True
+    )
     evidence = decode(answer.stdout)
     assert (evidence.errors, answer.stderr) == ({}, b"")
     expected = subprocess.run([python, "-c", "import platform; print(platform.python_version())"], capture_output=True)

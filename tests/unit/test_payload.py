@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.collector.main import BEGIN, END
-from orchestrator.model import Evidence
+from orchestrator.model import Boot, Evidence
 from orchestrator.payload import MAX_BYTES, decode, payload, shape
 
 PRINTED = f"\n{BEGIN}\n{msgspec.json.encode(host()).decode()}\n{END}\n".encode()
@@ -25,7 +25,7 @@ def run(program: bytes) -> subprocess.CompletedProcess[bytes]:
 
 
 def test_the_payload_gives_whole_evidence_and_nothing_else() -> None:
-    answer = run(payload("none", timeout_s=30))
+    answer = run(payload(Boot("none"), timeout_s=30))
     evidence = decode(answer.stdout)
     assert answer.stderr == b""
     assert answer.stdout.startswith(f"\n{BEGIN}\n".encode())
@@ -36,7 +36,7 @@ def test_the_payload_gives_whole_evidence_and_nothing_else() -> None:
 
 
 def test_without_time_the_document_is_whole_and_says_so() -> None:
-    evidence = decode(run(payload("firmware", timeout_s=0)).stdout)
+    evidence = decode(run(payload(Boot(), timeout_s=0)).stdout)
     assert set(evidence.errors) == set(Evidence.__struct_fields__) - {
         "schema",
         "collected_at_s",
@@ -46,10 +46,10 @@ def test_without_time_the_document_is_whole_and_says_so() -> None:
 
 
 def test_the_payload_is_small_ascii_and_the_same_every_time() -> None:
-    program = payload("firmware", timeout_s=60)
+    program = payload(Boot(), timeout_s=60)
     assert program.isascii()
-    assert len(program) < 40000
-    assert program == payload("firmware", timeout_s=60)
+    assert len(program) < 50000
+    assert program == payload(Boot(), timeout_s=60)
 
 
 def test_the_limits_of_the_types_travel_with_it() -> None:

@@ -14,7 +14,7 @@ from orchestrator import lock, rollout
 from orchestrator.checks.catalogue import explain
 from orchestrator.errors import ConvergeError, LockedError, StoreError
 from orchestrator.inventory import AnsibleOptions, Fleet, Host, Secrets
-from orchestrator.model import Collected, HostConverged, HostResult, TaskFailure
+from orchestrator.model import Boot, Collected, HostConverged, HostResult, TaskFailure
 from orchestrator.rollout import Edges
 from orchestrator.store import Run as Record
 from orchestrator.store import Store
@@ -143,14 +143,14 @@ def test_validate_changes_nothing_and_makes_no_baseline(history: Store) -> None:
     assert [past.command for past in history.runs()] == ["validate"]
 
 
-def test_secrets_depth_and_intents_arrive_where_they_are_needed() -> None:
+def test_secrets_boot_and_intents_arrive_where_they_are_needed() -> None:
     calls: list[Any] = []
     secrets = Secrets(connection="a", become="b")
-    rollout.provision(fleet("h1"), OPTIONS, secrets=secrets, depth="proof", edges=world(calls=calls))
+    rollout.provision(fleet("h1"), OPTIONS, secrets=secrets, boot=Boot("proof"), edges=world(calls=calls))
     (_, converging), (_, collecting) = calls
     assert converging["secrets"] is collecting["secrets"] is secrets
     assert len(converging["intents"]["h1"]) == 64
-    assert collecting["depth"] == "proof"
+    assert collecting["boot"] == Boot("proof")
 
 
 def test_whoever_draws_hears_of_every_host_twice() -> None:

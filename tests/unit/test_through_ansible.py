@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import hashlib
 import os
 import signal
 import subprocess
@@ -15,9 +16,11 @@ import msgspec
 import pytest
 from loopback import SSHD, Sshd, sshd
 
-from orchestrator.collect import collect
+from orchestrator import payload
+from orchestrator.collect import ask_all, collect
 from orchestrator.inventory import AnsibleOptions, load
-from orchestrator.model import Collected
+from orchestrator.model import Boot, Collected
+from orchestrator.reach.question import Question
 
 pytestmark = [pytest.mark.ansible, pytest.mark.skipif(not SSHD, reason="openssh-server is not installed")]
 
@@ -73,7 +76,7 @@ local-ansible: {{ansible_connection: local, ansible_become_method: su}}
 """
     options = AnsibleOptions(inventory=(str(write(tmp_path, server, hosts)),))
     fleet = load(options)
-    answers = collect(fleet.hosts, options, depth="none", settings=fleet.settings)
+    answers = collect(fleet.hosts, options, boot=Boot("none"), settings=fleet.settings)
     assert [(a.host, a.path) for a in answers] == [
         ("over-ssh", "ssh"),
         ("through-ansible", "ansible"),
@@ -94,7 +97,7 @@ no-python: {{ansible_ssh_extra_args: {ONLY_ANSIBLE}, ansible_python_interpreter:
 """
     options = AnsibleOptions(inventory=(str(write(tmp_path, server, hosts)),), check=True, tags=("nothing",))
     fleet = load(options)
-    good, down, no_python = collect(fleet.hosts, options, depth="none", settings=fleet.settings)
+    good, down, no_python = collect(fleet.hosts, options, boot=Boot("none"), settings=fleet.settings)
     assert good.evidence
     assert down.unreachable
     assert "refused" in down.problem
@@ -103,10 +106,30 @@ no-python: {{ansible_ssh_extra_args: {ONLY_ANSIBLE}, ansible_python_interpreter:
     assert "/opt/none/python3" in no_python.problem
 
 
-def test_a_host_that_hangs_is_given_up_at_its_deadline(server: Sshd, tmp_path: Path) -> None:
-    from orchestrator.collect import ask_all
-    from orchestrator.reach.question import Question
+def test_luggage_goes_along_unchanged_and_is_removed(server: Sshd, tmp_path: Path) -> None:
+    luggage = tmp_path / "luggage"
+    luggage.write_bytes(os.urandom(1 << 20) + b"\0\r\n")
+    program = f"""
+import hashlib, json, os
+path = os.environ["KVMFLEET_LUGGAGE"]
+said = {{"schema": 1, "collected_at_s": 1, "duration_ms": 1,
+        "system": {{"hostname": hashlib.sha256(open(path, "rb").read()).hexdigest(), "os_name": path}}}}
+print({payload.BEGIN!r}); print(json.dumps(said)); print({payload.END!r})
+""".encode()
+    options = AnsibleOptions(
+        inventory=(str(write(tmp_path, server, f"through: {{ansible_ssh_extra_args: {ONLY_ANSIBLE}}}")),)
+    )
+    fleet = load(options)
+    question = Question(program, payload.decode, 60.0, luggage)
+    (answer,) = ask_all(fleet.hosts, question, options, settings=fleet.settings)
+    assert answer.evidence, answer.problem
+    assert answer.evidence.system.hostname == hashlib.sha256(luggage.read_bytes()).hexdigest()
+    assert answer.bytes_sent == question.size
+    assert answer.evidence.system.os_name.startswith("/var/tmp/kvmfleet-proof-")
+    assert not Path(answer.evidence.system.os_name).exists()
 
+
+def test_a_host_that_hangs_is_given_up_at_its_deadline(server: Sshd, tmp_path: Path) -> None:
     options = AnsibleOptions(
         inventory=(str(write(tmp_path, server, f"slow: {{ansible_ssh_extra_args: {ONLY_ANSIBLE}}}")),)
     )
@@ -162,6 +185,6 @@ def test_a_silent_host_with_the_name_of_a_file_of_the_run_is_silent(server: Sshd
     hosts = f"program.py: {{ansible_ssh_extra_args: {ONLY_ANSIBLE}, ansible_port: 1}}"
     options = AnsibleOptions(inventory=(str(write(tmp_path, server, hosts)),))
     fleet = load(options)
-    (answer,) = collect(fleet.hosts, options, depth="none", settings=fleet.settings)
+    (answer,) = collect(fleet.hosts, options, boot=Boot("none"), settings=fleet.settings)
     assert answer.unreachable
     assert "refused" in answer.problem
