@@ -31,6 +31,7 @@ __all__ = [
     "Unit",
     "Libvirt",
     "Guest",
+    "Windows",
     "FileState",
     "ContractSlot",
     "Evidence",
@@ -232,6 +233,22 @@ class Guest(msgspec.Struct, frozen=True):
     duration_ms: float = 0.0
 
 
+class Windows(msgspec.Struct, frozen=True):
+    """What Windows guests need, in the words of libvirt's domcapabilities for a machine q35."""
+
+    error: Text = ""  # why libvirt did not tell
+    machine: Short = ""  # such as pc-q35-7.2
+    firmware: Names = ()  # that can be selected: bios, efi
+    secure: Names = ()  # of the loader: yes, no
+    enrolled: Names = ()  # firmware descriptors with Microsoft's keys
+    tpm_models: Names = ()
+    tpm_backends: Names = ()
+    tpm_versions: Names = ()
+    tells_hyperv: bool = False  # libvirt says something about enlightenments
+    hyperv: Names = ()
+    drivers: Short = ""  # path of virtio-win's ISO image
+
+
 class FileState(msgspec.Struct, frozen=True):
     """A file that the contract names."""
 
@@ -261,6 +278,7 @@ class Evidence(msgspec.Struct, frozen=True):
     kvm: Kvm = Kvm()
     qemu: Qemu = Qemu()
     libvirt: Libvirt = Libvirt()
+    windows: Windows = Windows()
     guest: Guest = Guest()
     packages: Table = {}  # those the contract names: name -> version, "" when not installed
     files: Annotated[dict[Short, FileState], msgspec.Meta(max_length=512)] = {}
@@ -306,6 +324,7 @@ class QemuWish(msgspec.Struct, frozen=True):
     group: Short = "kvm"
     firmware: bool = True
     swtpm: bool = True
+    windows: bool = False  # Windows guests are meant to run here
 
 
 class Contract(msgspec.Struct, frozen=True):

@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Any, Callable, Dict, Iterable, List, Tuple
 
-from . import boots, guest, inventory, kernel, kvm, libvirt, qemu, system
+from . import boots, guest, inventory, kernel, kvm, libvirt, qemu, system, windows
 from . import contract as contracts
 from .limits import Deadline, Expired, Stopped, bounded, heed_signals, within
 
@@ -34,6 +34,7 @@ def sections(wish: boots.Wish, deadline: Deadline) -> List[Section]:
         ("packages", 20, lambda found: inventory.packages(contract(found))),
         ("files", 20, lambda found: inventory.states(contract(found))),
         ("members", 10, lambda found: inventory.members(contract(found))),
+        ("windows", 30, lambda found: windows.look(contract(found), found)),
         ("guest", guest.limit_s(wish), lambda found: guest.look(contract(found), wish, found, deadline, tell)),
     ]
 
