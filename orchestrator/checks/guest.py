@@ -54,7 +54,7 @@ def boot(case: Case) -> Finding:
     if found.domain_type != "kvm":
         verdict, lab = (warned, "") if case.profile == "lab" else (failed, ", or give the host the profile lab")
         fix = f"Make KVM work, the checks of kvm say how{lab}."
-        summary = f"a domain booted {_story(found)} without KVM, under TCG. {found.detail}".strip()
+        summary = f"a domain booted without KVM, under TCG, {_story(found)}. {found.detail}".strip()
         return verdict(summary, expected="kvm", seen=found.domain_type, fix=fix)
     end = "" if found.depth == "file" else " and turned itself off"
     return passed(f"a domain of type kvm booted{end} {_story(found)}")

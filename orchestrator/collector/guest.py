@@ -106,7 +106,7 @@ def attempts(
             raise OSError("{:.0f} s are left, too few to boot a guest".format(max(deadline.left_s(), 0)))
         if seconds >= SHORT_S:
             before, left = (
-                ("with {domain_type}: {detail} ".format(**answer), answer["leftovers"]) if answer else ("", [])
+                ("With {domain_type}: {detail} ".format(**answer), answer["leftovers"]) if answer else ("", [])
             )
             answer = boot(wish, parts, virsh, folder, kind, emulator, seconds, tell)
             answer.update(detail=before + answer["detail"], leftovers=left + answer["leftovers"])
@@ -222,9 +222,10 @@ def follow(
                 proof.reached("poweroff")
             answer["outcome"] = "works"
             return state == GONE
-        problem = complaint(said) or trouble(state)
-        if problem or session.poll() is not None:
-            answer["detail"] = "{} {}".format(problem or "virsh ended by itself.", last_words(proof)).strip()
+        refusal, problem = complaint(said), trouble(state)
+        if refusal or problem or session.poll() is not None:
+            story = "{} {}".format(problem or "virsh ended by itself.", last_words(proof)).strip()
+            answer["detail"] = refusal + "." if refusal else story
             return state == GONE
         time.sleep(0.05)
     answer["detail"] = "time is over after the step {}. {}".format(answer["step"], last_words(proof)).strip()
@@ -264,7 +265,8 @@ def complaint(said: str) -> str:
 def last_words(proof: Proof) -> str:
     """What QEMU complained about, and the last line of the guest: together they often name the reason."""
     log = files.tail("{}/{}.log".format(LOGS, proof.name)).strip().splitlines()
-    complaints = [line for line in log if COMPLAINT.search(line) and "LC_ALL=" not in line]
+    own = (line for line in log if not line.endswith("\\") and "shutting down" not in line)  # not its command line
+    complaints = [line for line in own if COMPLAINT.search(line)]
     said = proof.serial().strip().splitlines()
     words = ["QEMU: " + line.strip()[:300] for line in complaints[-1:]]
     words += ["The guest's last line: " + line.strip()[-300:] for line in said[-1:]]
