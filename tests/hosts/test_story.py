@@ -3,12 +3,15 @@
 The tests of this file tell one story in order, on one lab; each is the next part of it.
 """
 
+import base64
 import json
 import re
 import xml.etree.ElementTree as ET
 
 import pytest
 from waiting import until
+
+from orchestrator.collector import bootimage
 
 pytestmark = pytest.mark.hosts
 
@@ -75,6 +78,31 @@ def _only_the_machine_is_short_of(host):
         "libvirt.kvm",
         "guest.boot",
     }
+
+
+def test_uefi_firmware_starts_its_shell_on_every_host(validate):
+    _, hosts = validate("--boot", "uefi")
+    for host in hosts.values():
+        guest = host["evidence"]["guest"]
+        assert (guest["outcome"], guest["step"]) == ("works", "poweroff"), guest
+        assert {"image", "create", "nonce"} <= guest["milestones"].keys()
+
+
+def test_an_image_of_the_users_boots_and_is_not_touched(validate, on):
+    sector = base64.b64encode(bootimage.image("anything")[:512]).decode()
+    on(HOSTS[0], f"echo {sector} | base64 -d > /srv/own.img; truncate -s 1M /srv/own.img")
+    look = 'stat --format="%u %g %a %Y %Z" /srv/own.img; sha256sum /srv/own.img'
+    before = on(HOSTS[0], look)
+    code, hosts = validate("-l", HOSTS[0], "--boot", "file=/srv/own.img,expect=thing", hosts=HOSTS[:1])
+    guest = hosts[HOSTS[0]]["evidence"]["guest"]
+    assert (code, guest["outcome"], guest["said"]) == (0, "works", "KVMFLEET anything")
+    assert on(HOSTS[0], look) == before
+
+
+def test_an_image_that_is_not_there_says_nothing_about_the_host(validate):
+    code, hosts = validate("-l", HOSTS[0], "--boot", "file=/srv/none.img", hosts=HOSTS[:1])
+    assert (code, hosts[HOSTS[0]]["verdict"]) == (1, "unknown")
+    assert hosts[HOSTS[0]]["cause"]["summary"] == "nothing to boot: /srv/none.img: no such file or directory"
 
 
 def test_the_guest_leaves_nothing_behind(on):

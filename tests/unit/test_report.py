@@ -1,5 +1,6 @@
 """The report in its three forms, from made-up results (no host needed)."""
 
+import io
 import json
 import xml.etree.ElementTree as ET
 
@@ -18,10 +19,12 @@ from orchestrator.model import (
     Libvirt,
     Qemu,
     Speed,
+    Step,
     System,
 )
 from orchestrator.report import json as json_report
 from orchestrator.report import junit, summary, terminal
+from orchestrator.report.progress import Board
 
 PASS = Finding("cpu.arch", "pass", "x86_64")
 FAIL = Finding("kvm.node", "fail", "/dev/kvm is absent", expected="a character device", seen="ENOENT", fix="Load kvm.")
@@ -131,3 +134,12 @@ def test_a_silent_host_is_an_error_in_junit():
     silent = Finding("host.reachable", "error", "no route to host")
     root = ET.fromstring(junit.render([result("hv1", "unreachable", silent, cause=silent)]))
     assert root.get("errors") == "1"
+
+
+@pytest.mark.parametrize(("terminal", "shown"), [(True, True), (False, False)])
+def test_how_far_a_guest_is_shows_in_the_picture_and_not_in_a_log(terminal, shown):
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=terminal, width=100)
+    with Board(["h1"], title="validate", console=console) as board:
+        board.event(Step("h1", "alpine with kvm: kernel"))
+    assert ("alpine with kvm: kernel" in screen.getvalue()) == shown
