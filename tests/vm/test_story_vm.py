@@ -6,6 +6,10 @@ import pytest
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(2400)]
 
+# What only a reboot settles: the kernel reserves these pages of 2 MiB for guests, or has no room for them later.
+WISHES = ("-e", json.dumps({"kernel_modules_cmdline": ["hugepages=8"], "kernel_modules_reboot": "if-needed"}))
+KERNEL = ("kernel.module", "kernel.persist", "kernel.options", "kernel.cmdline", "kernel.reboot")
+
 
 @pytest.fixture
 def validate(kvmfleet, inventory):
@@ -39,13 +43,16 @@ def test_a_machine_whose_module_is_not_loaded_is_not_proven(validate, on):
     assert code != 0
 
 
-def test_provision_loads_the_module_and_boots_a_guest_in_kvm(kvmfleet, inventory, on):
-    done = kvmfleet("provision", "-i", inventory, "--json")
+def test_provision_hands_over_arguments_reboots_and_boots_a_guest_in_kvm(kvmfleet, inventory, on):
+    before = on("cat /proc/sys/kernel/random/boot_id")
+    done = kvmfleet("provision", "-i", inventory, *WISHES, "--json")
     (host,) = json.loads(done.stdout)["hosts"]
     assert host["converged"]["outcome"] == "ok", host["converged"]
     proven(host)
     assert done.returncode == 0, done.stderr
     assert on("lsmod | grep -c ^kvm_").strip() == "1"
+    assert on("cat /proc/sys/kernel/random/boot_id") != before
+    assert on("cat /proc/sys/vm/nr_hugepages").strip() == "8"
 
 
 def test_all_of_it_holds_after_a_reboot(kvmfleet, validate, on):
@@ -55,14 +62,32 @@ def test_all_of_it_holds_after_a_reboot(kvmfleet, validate, on):
     assert on("cat /proc/sys/kernel/random/boot_id") != before
     host, code = validate()
     proven(host)
+    assert [statuses(host)[check] for check in KERNEL] == ["pass"] * len(KERNEL), host["findings"]
+    assert code == 0
+
+
+def test_an_unmodified_linux_boots_in_kvm(validate):
+    host, code = validate("--boot", "alpine")
+    proven(host)
+    assert host["evidence"]["guest"]["depth"] == "alpine"
     assert code == 0
 
 
 def test_the_second_provision_changes_nothing(kvmfleet, inventory):
-    done = kvmfleet("provision", "-i", inventory, "--boot", "proof", "--json")
+    done = kvmfleet("provision", "-i", inventory, *WISHES, "--boot", "proof", "--json")
     (host,) = json.loads(done.stdout)["hosts"]
     assert host["converged"]["outcome"] == "ok", host["converged"]
     assert host["converged"]["changed"] == 0
+
+
+def test_an_option_becomes_live_without_a_reboot(kvmfleet, inventory, on):
+    nested = "cat /sys/module/kvm_amd/parameters/nested /sys/module/kvm_intel/parameters/nested 2>/dev/null || true"
+    assert on(nested).strip() in ("1", "Y")
+    only = ("--tags", "kernel_modules", "--boot", "none", "-e", "kernel_modules_nested=false")
+    done = kvmfleet("provision", "-i", inventory, *WISHES, *only, "--json")
+    (host,) = json.loads(done.stdout)["hosts"]
+    assert host["converged"]["outcome"] == "ok", host["converged"]
+    assert on(nested).strip() in ("0", "N")
 
 
 def test_the_console_shows_the_login(kvmfleet, inventory):
