@@ -120,7 +120,6 @@ RECIPES = {
         memory_mib=256,
         machine=" machine='q35'",
         system=DIRECT,
-        processor=ALL_FEATURES,
     ),
     "file": Recipe(
         make_overlay,
