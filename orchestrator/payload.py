@@ -1,4 +1,4 @@
-"""The collector as one source for `python3 -I -` on a host, and the way back from what the host printed."""
+"""The collector as one source for `python3 -I` on a host, and the way back from what the host printed."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def firmware(found: Windows) -> tuple[str, str]:
     "windows.tpm",
     "Guests can have a TPM 2.0",
     proves="libvirt can give a guest an emulated TPM 2.0, which Windows 11 demands.",
-    how=f"{OFFERED}: backend emulator, version 2.0. libvirt before 8.10 tells no version; swtpm is 2.0.",
+    how=f"{OFFERED}: backend emulator, version 2.0. Where libvirt tells no version, swtpm's is 2.0.",
     todo="Install swtpm and swtpm-tools, then restart the libvirt daemon: it looks only once.",
 )
 def tpm(found: Windows) -> tuple[str, str]:
@@ -78,7 +78,7 @@ def tpm(found: Windows) -> tuple[str, str]:
     "windows.hyperv",
     "Guests can have Hyper-V enlightenments",
     proves="KVM offers the interfaces with which Windows keeps time and waits for locks without wasting the processor.",
-    how=f"{OFFERED}: {', '.join(NEEDED)} at least. libvirt before 9.2 does not tell; then QEMU's word is not asked.",
+    how=f"{OFFERED}: {', '.join(NEEDED)} at least. Where libvirt tells of none of this, that is what lacks.",
     todo="They come with KVM on x86_64: make the checks of kvm pass first.",
 )
 def hyperv(found: Windows) -> tuple[str, str]:

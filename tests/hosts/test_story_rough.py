@@ -146,7 +146,7 @@ def _paths_of_sudo(inventory):
 def test_a_killed_collector_leaves_no_guest_and_its_files_to_the_next_boot(kvmfleet_start, kvmfleet, inventory, on):
     run = kvmfleet_start("validate", "-i", inventory, "-l", HOSTS[0], "--json")
     until(lambda: processes("qemu-system", "guest=kvmfleet-proof-") or run.poll() is not None)
-    on(HOSTS[0], 'pkill -KILL -f "^/usr/bin/python3 -I -$"')
+    on(HOSTS[0], 'pkill -KILL -f "^/usr/bin/python3 -I -c import sys"')
     out, err = run.communicate(timeout=60)
     assert run.returncode == 1, err
     assert json.loads(out)["hosts"][0]["verdict"] == "unknown"
