@@ -41,7 +41,7 @@ def choose(wanted: str = "auto", *, look: Callable[[], Any] | None = None, modul
     if node["errno"] in ("EACCES", "EPERM"):
         raise LabError(
             f"/dev/kvm is there, but {getpass.getuser()} may not open it ({node['errno']}).",
-            hint=f"Run: sudo usermod -aG {node.get('group', 'kvm')} {getpass.getuser()}\n"
+            hint=f"Run: {_permit(node)}\n"
             "and log in again. Or give --accel tcg, which executes the hosts in software, some ten times slower.",
         )
     if speed["outcome"] == "hardware":
@@ -55,6 +55,14 @@ def choose(wanted: str = "auto", *, look: Callable[[], Any] | None = None, modul
 def _proof() -> tuple[Any, Any, Any]:
     node = kvm.node()
     return (node, *kvm.proof("proof", node["exists"]))
+
+
+def _permit(node: Any) -> str:
+    """The commands that let this user open it; those of a node that no group may use give it to the group kvm first."""
+    group, open_to_group = node["group"], node["mode"] & 0o060 == 0o060
+    if open_to_group and group != "root":
+        return f"sudo usermod -aG {group} {getpass.getuser()}"
+    return f"sudo chgrp kvm /dev/kvm && sudo chmod 0660 /dev/kvm && sudo usermod -aG kvm {getpass.getuser()}"
 
 
 def _why_not(execution: Any, speed: Any) -> str:

@@ -5,7 +5,7 @@ import pytest
 from orchestrator.errors import LabError
 from orchestrator.lab.accelerator import choose
 
-OPENS = {"exists": True, "errno": "", "group": "kvm"}
+OPENS = {"exists": True, "errno": "", "group": "kvm", "mode": 0o660}
 WORKS = {"outcome": "works"}
 
 
@@ -35,11 +35,19 @@ def test_anything_less_is_software_and_says_why(look, why, tmp_path):
 
 
 @pytest.mark.parametrize("wanted", ["auto", "kvm"])
-def test_a_device_that_this_user_may_not_open_comes_with_the_command_that_permits_it(wanted, tmp_path):
-    look = here(node={"exists": True, "errno": "EACCES", "group": "virt"}, execution={"outcome": "broken"})
+@pytest.mark.parametrize(
+    ("node", "fix"),
+    [
+        ({"group": "virt", "mode": 0o660}, "Run: sudo usermod -aG virt "),
+        ({"group": "root", "mode": 0o600}, "Run: sudo chgrp kvm /dev/kvm && sudo chmod 0660 /dev/kvm && sudo usermod"),
+        ({"group": "root", "mode": 0o660}, "Run: sudo chgrp kvm /dev/kvm"),  # nobody should have to join root
+    ],
+)
+def test_a_device_that_this_user_may_not_open_comes_with_the_command_that_permits_it(wanted, node, fix, tmp_path):
+    look = here(node={"exists": True, "errno": "EACCES", **node}, execution={"outcome": "broken"})
     with pytest.raises(LabError, match="may not open it") as caught:
         choose(wanted, look=look, modules=tmp_path)
-    assert "sudo usermod -aG virt " in caught.value.hint
+    assert fix in caught.value.hint
     assert "--accel tcg" in caught.value.hint
 
 

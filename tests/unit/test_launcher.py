@@ -315,7 +315,7 @@ def test_a_terminal_is_asked(bare: Machine, answer: str, code: int, installs: in
     asked = subprocess.Popen([bare.checkout / "kvmfleet"], env=bare.environment, stdin=theirs, stderr=theirs)
     os.close(theirs)
     os.write(ours, f"{answer}\n".encode())
-    assert asked.wait(30) == code
+    assert asked.wait(120) == code
     assert b"Install it with" in os.read(ours, 4096)
     os.close(ours)
     assert bare.called("apt-get install") == installs

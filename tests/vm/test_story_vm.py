@@ -1,13 +1,19 @@
 """From a bare machine with its own kernel to a proven host, and through a reboot. Each test goes on from the last."""
 
 import json
+import os
+import signal
+import time
 
 import pytest
 
+from orchestrator.lab import processes, vm
+
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(2400)]
 
-# What only a reboot settles: the kernel reserves these pages of 2 MiB for guests, or has no room for them later.
-WISHES = ("-e", json.dumps({"kernel_modules_cmdline": ["hugepages=8"], "kernel_modules_reboot": "if-needed"}))
+# What only a reboot settles.
+ARGUMENT = "transparent_hugepage=never"
+WISHES = ("-e", json.dumps({"kernel_modules_cmdline": [ARGUMENT], "kernel_modules_reboot": "if-needed"}))
 KERNEL = ("kernel.module", "kernel.persist", "kernel.options", "kernel.cmdline", "kernel.reboot")
 
 
@@ -52,7 +58,7 @@ def test_provision_hands_over_arguments_reboots_and_boots_a_guest_in_kvm(kvmflee
     assert done.returncode == 0, done.stderr
     assert on("lsmod | grep -c ^kvm_").strip() == "1"
     assert on("cat /proc/sys/kernel/random/boot_id") != before
-    assert on("cat /proc/sys/vm/nr_hugepages").strip() == "8"
+    assert "[never]" in on("cat /sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def test_all_of_it_holds_after_a_reboot(kvmfleet, validate, on):
@@ -93,3 +99,26 @@ def test_an_option_becomes_live_without_a_reboot(kvmfleet, inventory, on):
 def test_the_console_shows_the_login(kvmfleet, inventory):
     done = kvmfleet("lab", "console", "real-1")
     assert "real-1 login:" in done.stdout
+
+
+def test_a_machine_that_was_cut_off_comes_back_as_it_was(kvmfleet, inventory, on):
+    on("echo kept > /etc/kept; sync")
+    status = json.loads(kvmfleet("lab", "status", "real", "--json").stdout)
+    (machine,) = processes.find(vm.PROGRAM, f"unix:{status['folder']}/hosts/real-1/qmp,server=on,wait=off")
+    os.kill(machine.pid, signal.SIGKILL)  # as a power cut does
+    deadline = time.monotonic() + 20
+    while kvmfleet("lab", "status", "real").returncode == 0 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    silent = kvmfleet("lab", "ssh", "real-1", "true")
+    assert "real-1 is not running" in silent.stderr
+    assert "login:" in silent.stderr, "the end of its console is shown"
+    up = kvmfleet("lab", "up", "real", "--bare")
+    assert up.returncode == 0, up.stderr
+    assert on("cat /etc/kept").strip() == "kept"
+
+
+def test_a_second_machine_is_in_the_same_network(kvmfleet, inventory, on):
+    up = kvmfleet("lab", "up", "real", "--hosts", "2", "--bare")
+    assert up.returncode == 0, up.stderr
+    greeting = on('timeout 20 bash -c "head -c 4 < /dev/tcp/real-2/22"')
+    assert greeting == "SSH-"
