@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import queue
 import shlex
+import shutil
 import subprocess
 import tempfile
 import threading
@@ -177,6 +178,15 @@ def _environment(folder: Path, fleet: Fleet) -> dict[str, str]:
     }
 
 
+def _mortal() -> tuple[str, ...]:
+    """Words before a command that end it when the thread that started it is killed with us, as by kill -9.
+
+    Our locks on its hosts go with us, and the next run must not meet it there. ansible-runner lets it ignore SIGHUP.
+    """
+    setpriv = shutil.which("setpriv")  # of util-linux
+    return (setpriv, "--pdeathsig", "TERM", "--") if setpriv else ()
+
+
 class _Run:
     """ansible-playbook in a thread of its own, as ansible-runner pumps its output in the thread that calls it.
 
@@ -233,11 +243,12 @@ class _Run:
         try:
             import ansible_runner
 
+            command = [*_mortal(), program("ansible-playbook"), *self._command]
             runner = ansible_runner.run(
                 private_data_dir=str(self._folder),
                 project_dir=os.getcwd(),
-                binary=program("ansible-playbook"),
-                cmdline=shlex.join(self._command),
+                binary=command[0],
+                cmdline=shlex.join(command[1:]),
                 envvars=self._environment,
                 settings={"pexpect_timeout": 0.5, "suppress_output_file": True},
                 fact_cache_type="",  # anything but its "jsonfile" leaves the user's own cache alone

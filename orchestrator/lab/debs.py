@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-__all__ = ["ARCHIVES", "NAME", "Wanted", "harvest", "index", "offer"]
+__all__ = ["ARCHIVES", "LISTS", "NAME", "Wanted", "harvest", "index", "offer"]
 
 ARCHIVES = "var/cache/apt/archives"
 LISTS = "var/lib/apt/lists"

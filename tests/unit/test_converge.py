@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from orchestrator.inventory import AnsibleOptions, Fleet, Host, Secrets
 
 pytestmark = pytest.mark.ansible
 
+ROOT = Path(__file__).resolve().parents[2]
 SECRET = "hunter2-and-more"
 PLAIN = Settings()
 SLEEP = f"- name: Sleep\n  ansible.builtin.command: sleep 97.{os.getpid()}"
@@ -468,6 +470,37 @@ def test_a_broken_display_ends_the_run_and_is_heard_of() -> None:
 
     with pytest.raises(ZeroDivisionError):
         converge(playbook(SLEEP), fleet("h1"), AnsibleOptions(), on_event=broken)
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from orchestrator.converge import converge
+from orchestrator.inventory import AnsibleOptions, Fleet, Host
+on = Fleet(hosts=(Host(name="h1", address="h1", connection="local"),), sources=("hosts.ini",))
+converge(str(Path("play.yml").absolute()), on, AnsibleOptions())
+"""
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs util-linux")
+def test_a_run_whose_kvmfleet_was_killed_works_on_no_host_any_more(place: Path) -> None:
+    fleet("h1")
+    playbook(SLEEP)
+    folder = place / "theirs"
+    folder.mkdir()
+    environment = os.environ | {"TMPDIR": str(folder), "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", KILLED], env=environment) as killed:
+        until(lambda: processes_with(ASLEEP))
+        killed.kill()
+    until(lambda: not processes_with(str(folder)))
+    shutil.rmtree(folder)
+
+
+def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
 
 
 def test_a_daemon_that_a_task_started_outlives_the_run(tmp_path: Path) -> None:
