@@ -149,10 +149,11 @@ class Vm:
 
     def create(self, lab: Lab, host: LabHost, folder: Path) -> None:
         """An overlay on the image's disk, and a second disk that makes it this host."""
-        base = disks.disk(host.image)
+        base = folder / "base"
+        _share(disks.disk(host.image), base)
         told = disks.info(base)
         size = max(int(told["virtual-size"]), disks.DISK_MIB << 20)
-        backing = ("-b", str(base), "-F", str(told["format"]))
+        backing = ("-b", base.name, "-F", str(told["format"]))  # which is meant to be beside the overlay
         run(["qemu-img", "create", "-q", "-f", "qcow2", *backing, str(folder / "disk.qcow2"), str(size)])
         key = access.host_key(folder / "key", host.name)
         if host.system == IMAGE:
@@ -297,6 +298,14 @@ def _machine(lab: Lab, host: LabHost, chosen: Accelerator) -> list[str]:
         *("-qmp", _control(lab, host)),
         "-daemonize",
     ]
+
+
+def _share(base: Path, target: Path) -> None:
+    """A host has its image to itself, so the cache can go at any time. A link costs nothing, and a copy little."""
+    try:
+        os.link(base, target)
+    except OSError:
+        run(["cp", "--reflink=auto", "--sparse=always", str(base), str(target)], timeout_s=600)
 
 
 def _write_seed(lab: Lab, host: LabHost, key: Path, target: Path) -> None:
