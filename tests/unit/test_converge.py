@@ -482,7 +482,7 @@ converge(str(Path("play.yml").absolute()), on, AnsibleOptions())
 """
 
 
-@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs util-linux")
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="util-linux is not installed")
 def test_a_run_whose_kvmfleet_was_killed_works_on_no_host_any_more(place: Path) -> None:
     fleet("h1")
     playbook(SLEEP)

@@ -13,7 +13,7 @@ from orchestrator.errors import LabError
 from orchestrator.lab import access
 from orchestrator.lab.record import Lab
 
-pytestmark = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="needs openssh-client")
+pytestmark = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="openssh-client is not installed")
 
 
 @pytest.fixture

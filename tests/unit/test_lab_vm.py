@@ -15,7 +15,7 @@ from orchestrator.lab.accelerator import Accelerator
 from orchestrator.lab.record import Lab
 from orchestrator.lab.spec import LabSpec
 
-needs_keys = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="needs openssh-client")
+needs_keys = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="openssh-client is not installed")
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # The tools as scripts/test calls them. `python` answers for the list of missing packages, `id` for who we are.
 TOOLS = {
     "pytest": 'echo "pytest $*"; test "${FAILS:-}" != "$1"',
-    "python": 'case "$3" in *sshd*) echo "${SSHD-/usr/sbin/sshd}"; exit ;; esac\n'
+    "python": 'case "$3" in *sshd*) echo "${LACKS:-}"; exit ;; esac\n'
     'case "$3" in *install*) echo installed >&2; : > "$HERE/installed" ;; esac\n'
     'test -f "$HERE/installed" || echo "${MISSING:-}"',
     "id": 'echo "${WHO:-0}"',
@@ -140,23 +140,23 @@ def test_ci_is_red_when_a_part_was_left_out(checkout: Checkout) -> None:
 
 
 @pytest.mark.parametrize("part", ["unit", "ansible"])
-def test_the_last_line_says_that_there_is_no_sshd_to_test_with(checkout: Checkout, part: str) -> None:
-    done = checkout.run("scripts/test", part, SSHD="")
+def test_the_last_line_says_which_tools_there_are_not_to_test_with(checkout: Checkout, part: str) -> None:
+    done = checkout.run("scripts/test", part, LACKS="openssh-server mtools")
     assert done.returncode == 0
-    assert done.stdout.splitlines()[-1].startswith("tests with a real sshd: skipped, there is none")
+    assert done.stdout.splitlines()[-1].startswith("tests with real tools: skipped, packages are missing: openssh")
 
 
-def test_yes_installs_an_sshd_to_test_with(checkout: Checkout) -> None:
-    done = checkout.run("scripts/test", "unit", "--yes", SSHD="")
+def test_yes_installs_the_tools_to_test_with(checkout: Checkout) -> None:
+    done = checkout.run("scripts/test", "unit", "--yes", LACKS="openssh-server mtools")
     assert "installed" in done.stderr
     assert "skipped" not in done.stdout
 
 
-def test_ci_is_red_when_the_tests_with_an_sshd_were_skipped(checkout: Checkout) -> None:
+def test_ci_is_red_when_tests_were_skipped_for_want_of_a_package(checkout: Checkout) -> None:
     checkout.script(".venv/bin/pytest", 'echo "SKIPPED [9] tests/unit/test_x.py:1: openssh-server is not installed"')
     done = checkout.run(".ci/run")
     assert done.returncode == 1
-    assert "real sshd" in done.stderr
+    assert "for want of a package" in done.stderr
 
 
 @pytest.mark.parametrize(
