@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tarfile
 import urllib.error
@@ -100,6 +101,7 @@ _GAP_MIB = 1  # before the first partition, as every partitioner leaves it; GRUB
 _SECTOR, _BOOT_CODE = 512, 440  # what of the first sector is code; the partition table follows
 _CHUNK = 1 << 20
 _FORMATS = ("qcow2", "raw")
+_ROOM = "Make room there, or let KVMFLEET_CACHE_DIR name another place."
 
 
 def disk(image: str) -> Path:
@@ -191,7 +193,9 @@ def take(source: str, sha256: str, progress: Progress) -> str:
     Raises:
         LabError: It cannot be had, is not what `sha256` says, or is no image.
     """
-    remote = source.startswith(("http://", "https://"))
+    remote, sha256 = source.startswith(("http://", "https://")), sha256.lower()
+    if sha256 and not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise LabError(f"{sha256!a} is no SHA-256.", hint="It has 64 hexadecimal digits; sha256sum prints it.")
     if remote and not sha256:
         raise LabError(
             "An image from an address needs --sha256: nothing else tells that it is the right one.",
@@ -201,13 +205,13 @@ def take(source: str, sha256: str, progress: Progress) -> str:
         found = _sha256_of(Path(source))
         _compare(source, found, sha256 or found)
         sha256 = found
-    image = f"{IMAGE}-{sha256[:12]}"
+    image = f"{IMAGE}-{sha256}"  # whole: an image that is kept is not compared again
 
     def make(work: Path, meter: images.Meter) -> Path:
         target = work / "disk"
         with _opened(source, remote) as (stream, size):
             if size > (free := shutil.disk_usage(work).free):
-                raise LabError(f"{source} has {size >> 20} MiB, and {work} has {free >> 20} MiB free.")
+                raise LabError(f"{source} has {size >> 20} MiB, and {work} has {free >> 20} MiB free.", hint=_ROOM)
             found = _copied(stream, target, size, lambda share: progress(f"image {source}: copying", share))
         _compare(source, found, sha256)
         info(target)
@@ -217,7 +221,7 @@ def take(source: str, sha256: str, progress: Progress) -> str:
 
 
 def _compare(source: str, found: str, wanted: str) -> None:
-    if found != wanted.lower():
+    if found != wanted:
         raise LabError(
             f"{source} has the SHA-256 {found}, and {wanted} was asked for.",
             hint="It is another version, was damaged on its way, or somebody changed it. Nothing was kept.",
@@ -247,7 +251,7 @@ def _opened(source: str, remote: bool) -> Iterator[tuple[Any, int]]:
         with urllib.request.urlopen(source, timeout=60) as answer:
             yield answer, int(answer.headers.get("Content-Length") or 0)
     except urllib.error.HTTPError as e:
-        raise LabError(f"{source}: the server answers {e.code} {e.reason}.") from e
+        raise LabError(f"{source}: the server answers {e.code} {e.reason}.", hint="Check the address.") from e
     except (OSError, HTTPException) as e:
         if getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise  # of our side

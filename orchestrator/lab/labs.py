@@ -163,7 +163,10 @@ def _planned(spec: LabSpec, provider: Provider) -> Lab:
     """The record of the lab, written before anything that it names is made."""
     lab = record.read(spec.name)
     if lab is not None and lab.provider != spec.provider:
-        raise LabError(f"Lab {spec.name} is of provider {lab.provider}, not {spec.provider}.")
+        raise LabError(
+            f"Lab {spec.name} is of provider {lab.provider}, not {spec.provider}.",
+            hint=f"Give the new lab another name, or make it anew: kvmfleet lab down {spec.name}, then lab up.",
+        )
     systems = systems_of(spec, _systems(lab))
     if lab is None:
         others = (other.subnet for name in record.names() if (other := record.read(name)))

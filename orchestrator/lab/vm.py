@@ -86,7 +86,10 @@ class Vm:
         prerequisites.require("vm")
         if (version := _version()) < OLDEST:
             found, wanted = (".".join(map(str, numbers)) for numbers in (version, OLDEST))
-            raise LabError(f"QEMU {found} is too old for a lab, which needs {wanted} or newer.")
+            raise LabError(
+                f"QEMU {found} is too old for a lab, which needs {wanted} or newer.",
+                hint="Upgrade it, or make a lab of containers: kvmfleet lab up --provider container",
+            )
 
     def fit(self, folder: Path, spec: LabSpec, lab: Lab | None, waiting: int) -> None:
         """Memory and disk for the hosts that do not run yet, disk for an image, and room for the name of a socket."""

@@ -87,6 +87,16 @@ def test_a_wrong_checksum_keeps_nothing(image, address, tmp_path):
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize("wrong", ["", "../../x", "z" * 64])
+def test_what_is_no_checksum_is_refused_even_when_it_begins_as_one_that_is_kept(image, address, wrong):
+    whole = sha256(image)
+    disks.take(address, whole.upper(), quiet)
+    with pytest.raises(LabError, match="is no SHA-256"):
+        disks.take(address, wrong or whole[:12], quiet)
+    with pytest.raises(LabError, match="was asked for"):
+        disks.take(address, whole[:12] + "0" * 52, quiet)
+
+
 def test_an_address_without_a_checksum_is_refused(address):
     with pytest.raises(LabError, match="needs --sha256"):
         disks.take(address, "", quiet)
