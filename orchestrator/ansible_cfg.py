@@ -17,6 +17,7 @@ __all__ = ["Settings", "decode", "questions"]
 
 PLAIN = {
     ("defaults", "roles_path", "roles"),
+    ("defaults", "collections_path", "collections:~/.ansible/collections:/usr/share/ansible/collections"),
     ("defaults", "interpreter_python", "auto_silent"),
     ("defaults", "stdout_callback", "default"),
     ("defaults", "nocows", "true"),
@@ -33,6 +34,7 @@ class Settings(msgspec.Struct, frozen=True):
     port: int | None = None
     private_key: str = ""
     ssh_args: str = ""
+    ssh_extra_args: str = ""  # the last of the words in ssh_args once more: we add to them
     host_key_checking: bool = True
     pipelining: bool | None = None
     become_method: str = ""
@@ -41,7 +43,7 @@ class Settings(msgspec.Struct, frozen=True):
     interpreter: str = ""
     forks: int | None = None
     roles_path: tuple[str, ...] = ()
-    library: tuple[str, ...] = ()
+    collections_path: tuple[str, ...] = ("~/.ansible/collections", "/usr/share/ansible/collections")
 
 
 def questions() -> dict[str, list[str]]:
@@ -62,6 +64,7 @@ def decode(base: bytes = b"", ssh: bytes = b"") -> Settings:
         port=int(port) if (port := said.get("ssh.port")) else None,
         private_key=str(said.get("ssh.private_key_file") or ""),
         ssh_args=" ".join(str(text) for text in args if text),
+        ssh_extra_args=str(said.get("ssh.ssh_extra_args") or ""),
         host_key_checking=bool(said.get("ssh.host_key_checking", True)),
         pipelining=said.get("ssh.pipelining"),
         become_method=str(said.get("DEFAULT_BECOME_METHOD") or ""),
@@ -70,7 +73,7 @@ def decode(base: bytes = b"", ssh: bytes = b"") -> Settings:
         interpreter=str(said.get("INTERPRETER_PYTHON") or ""),
         forks=said.get("DEFAULT_FORKS"),
         roles_path=tuple(said.get("DEFAULT_ROLES_PATH") or ()),
-        library=tuple(said.get("DEFAULT_MODULE_PATH") or ()),
+        collections_path=tuple(said.get("COLLECTIONS_PATHS") or Settings.__struct_defaults__[-1]),
     )
 
 

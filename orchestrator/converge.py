@@ -33,6 +33,10 @@ __all__ = ["Progress", "converge"]
 FORKS_PER_CPU = 4
 TICK_S = 0.2
 PATIENCE_S = 10.0
+COLLECTION = "kvmfleet/host"  # galaxy.yml
+# A host that went silent in the middle of a task, as a reboot can leave it, ends the task after two minutes. Without
+# these ssh would wait for ever, as nothing is sent that could go unanswered.
+SILENCE = "-o ServerAliveInterval=15 -o ServerAliveCountMax=8"
 LONGEST_TEMPORARY = 46  # a socket's path has room for 108 bytes, and ssh adds 40 to its own
 
 
@@ -80,6 +84,7 @@ def _folder(fleet: Fleet, secrets: Secrets, intents: Mapping[str, str]) -> Itera
         with _wanting_room(place):
             folder = stack.enter_context(scratch.folder(place))
             _write_inputs(folder, fleet, secrets, intents)
+            _offer_collection(folder)
         yield folder
 
 
@@ -114,6 +119,13 @@ def _write_inputs(folder: Path, fleet: Fleet, secrets: Secrets, intents: Mapping
         if content:
             (folder / name).touch(mode=0o600)
             (folder / name).write_text(content, encoding="utf-8")
+
+
+def _offer_collection(folder: Path) -> None:
+    """Our modules and filters have full names, which Ansible looks up in folders of this form only."""
+    place = folder / "collections" / "ansible_collections" / COLLECTION
+    place.parent.mkdir(parents=True)
+    place.symlink_to(paths.content())
 
 
 def _forget_secrets(folder: Path, event: Mapping[str, Any]) -> None:
@@ -160,12 +172,14 @@ def _environment(folder: Path, fleet: Fleet) -> dict[str, str]:
     settings, content = fleet.settings, paths.content()
     return {
         "ANSIBLE_ROLES_PATH": ":".join([str(content / "roles"), *settings.roles_path]),
-        "ANSIBLE_LIBRARY": ":".join([str(content / "plugins" / "modules"), *settings.library]),
+        "ANSIBLE_COLLECTIONS_PATH": ":".join([str(folder / "collections"), *settings.collections_path]),
         "ANSIBLE_PIPELINING": str(settings.pipelining is not False),
         "ANSIBLE_PYTHON_INTERPRETER": settings.interpreter or "auto_silent",
         # ansible-runner turns checking off unless it is told otherwise here.
         "ANSIBLE_HOST_KEY_CHECKING": str(settings.host_key_checking),
         "ANSIBLE_SSH_CONTROL_PATH_DIR": str(folder / "cp"),
+        # The user's own, which come before, win.
+        "ANSIBLE_SSH_EXTRA_ARGS": f"{settings.ssh_extra_args} {SILENCE}".strip(),
         "ANSIBLE_LOCAL_TEMP": str(folder / "tmp"),
         "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "True",
         # Nobody is at the terminal that ansible-runner makes: a question would wait for ever.

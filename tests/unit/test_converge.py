@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -13,11 +14,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from loopback import Sshd, sshd
 
 from orchestrator.ansible_cfg import Settings
-from orchestrator.converge import Progress, converge
+from orchestrator.converge import SILENCE, Progress, converge
 from orchestrator.errors import ConvergeError, Interrupted
 from orchestrator.inventory import AnsibleOptions, Fleet, Host, Secrets
 
@@ -148,6 +150,35 @@ def ssh_fleet(tmp_path: Path) -> Iterator[tuple[Sshd, Fleet]]:
             f" ansible_python_interpreter={sys.executable}\n"
         )
         yield server, on
+
+
+STOP_MY_SSHD = """\
+- name: Go silent
+  ansible.builtin.shell: |
+    p=$PPID
+    until [ "$(cat /proc/$p/comm)" = sshd ]; do p=$(cut -d ' ' -f 4 /proc/$p/stat); done
+    echo $p > {file}
+    kill -STOP $p
+    sleep 20
+"""
+
+
+def test_a_host_that_goes_silent_in_the_middle_of_a_task_is_given_up(
+    ssh_fleet: tuple[Sshd, Fleet], tmp_path: Path
+) -> None:
+    _, on = ssh_fleet
+    on = msgspec.structs.replace(on, settings=Settings(ssh_extra_args="-o ServerAliveInterval=1"))  # not two minutes
+    try:
+        (result,) = converge(playbook(STOP_MY_SSHD.format(file=tmp_path / "pid")), on, AnsibleOptions())
+    finally:
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+    assert result.outcome == "unreachable"
+
+
+def test_what_the_user_adds_to_sshs_arguments_wins_over_ours() -> None:
+    on = fleet("h1", settings=Settings(ssh_extra_args="-o ServerAliveInterval=1"))
+    (message,) = run("- ansible.builtin.fail: {msg: \"{{ lookup('env', 'ANSIBLE_SSH_EXTRA_ARGS') }}\"}", on)
+    assert message == f"-o ServerAliveInterval=1 {SILENCE}"  # ssh takes the first of two
 
 
 def test_ssh_connections_that_ansible_keeps_open_end_with_the_run(ssh_fleet: tuple[Sshd, Fleet], place: Path) -> None:

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-ROLE = Path(__file__).parents[2] / "roles/kernel_modules"
+ROOT = Path(__file__).parents[2]
+ROLE = ROOT / "roles/kernel_modules"
 
 
 def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROLE / f"library/{name}.py")
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"plugins/modules/{name}.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)

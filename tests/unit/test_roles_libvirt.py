@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleFilterError
 
-SOURCE = Path(__file__).parents[2] / "roles/libvirt/filter_plugins/libvirt_units.py"
+SOURCE = Path(__file__).parents[2] / "plugins/filter/libvirt_units.py"
 
 
 def plugin() -> ModuleType:

@@ -36,16 +36,19 @@ refused: {description: What no reboot settles, one sentence each., returned: alw
 
 RECORD = "/etc/kvmfleet/kernel-arguments.json"
 HEADER = "# Written by kvmfleet, role kernel_modules. Changes made here are lost.\n"
-BEGIN, END = "# BEGIN kvmfleet: changes made inside are lost", "# END kvmfleet"
+BEGIN = "# BEGIN kvmfleet: changes made inside are lost"
+END = "# END kvmfleet"
 
 
 GRUB = "/etc/default/grub"
 GRUB_DROPIN = "/etc/default/grub.d/zz-kvmfleet.cfg"  # sorts after what assigns instead of adding
-GRUB_CFG, GRUB2_CFG = "/boot/grub/grub.cfg", "/boot/grub2/grub.cfg"
+GRUB_CFG = "/boot/grub/grub.cfg"
+GRUB2_CFG = "/boot/grub2/grub.cfg"
 CMDLINE = "/etc/kernel/cmdline"
 KERNEL_INSTALL = "kernel-install add {release} {image}"
 SDBOOT = "/boot/loader/loader.conf /efi/loader/loader.conf /boot/efi/loader/loader.conf"
-EXTLINUX_SOURCE, EXTLINUX_CONF = "/etc/update-extlinux.conf", "/boot/extlinux.conf"
+EXTLINUX_SOURCE = "/etc/update-extlinux.conf"
+EXTLINUX_CONF = "/boot/extlinux.conf"
 
 
 class Loader(NamedTuple):
