@@ -8,7 +8,7 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 
 Standing = Mapping[str, bool]
-"""Where a unit is: {enabled, active}."""
+"""Where a unit is: {enabled, active, masked}."""
 
 # The first daemon of a family is the one that runs guests and reads qemu.conf. The others of the modular family have
 # objects of their own to start with the host; virtproxyd only forwards, so its sockets are enough.
@@ -26,6 +26,7 @@ DAEMONS = {
 }
 PROXIES = {"monolithic": (), "modular": ("virtproxyd",)}
 KINDS = (".socket", "-ro.socket", "-admin.socket")
+LISTENERS = ("-tcp.socket", "-tls.socket")  # of the daemon with libvirt's own address, where somebody wants them
 LOG = "virtlogd"  # holds the guests' logs: never stopped, never restarted
 
 # libvirt reads these, but under socket activation systemd has made the sockets before libvirt starts.
@@ -63,7 +64,13 @@ def units(*, systemd: bool) -> list[str]:
         name for family in DAEMONS for name in services(family, systemd=systemd) + sockets(family, systemd=systemd)
     ]
     holders = [owner(name) for name in found if name.endswith(".socket")]
-    return list(dict.fromkeys(found + holders))
+    return list(dict.fromkeys(found + holders + (listeners() if systemd else [])))
+
+
+def listeners(*families: str) -> list[str]:
+    """The sockets for other hosts, of some families or of both."""
+    names = [(PROXIES[family] or DAEMONS[family])[0] for family in families or DAEMONS]
+    return [name + kind for name in names for kind in LISTENERS]
 
 
 def plan(seen: Mapping[str, Standing], asked: str, usual: str, *, systemd: bool) -> dict[str, Any]:
@@ -95,21 +102,39 @@ def choose(seen: Mapping[str, Standing], asked: str, usual: str, *, systemd: boo
 
 def in_use(seen: Mapping[str, Standing], daemon: str) -> bool:
     """Whether a daemon would answer, now or after the next boot."""
-    return any(any(seen[name].values()) for name in (daemon, daemon + ".service", daemon + ".socket") if name in seen)
+    return any(stirs(seen, name) for name in (daemon, daemon + ".service", daemon + ".socket"))
+
+
+def stirs(seen: Mapping[str, Standing], name: str) -> bool:
+    """Whether a unit is there, and is active or comes with the next boot."""
+    return any(seen.get(name, {}).get(what, False) for what in ("enabled", "active"))
 
 
 def leave(seen: Mapping[str, Standing], family: str, *, systemd: bool) -> Iterator[dict[str, Any]]:
-    """Ends the other family. Sockets first, or they would start what was just stopped."""
-    mine = {*sockets(family, systemd=systemd), *services(family, systemd=systemd)}
-    for other in DAEMONS:
-        for name in (*sockets(other, systemd=systemd), *services(other, systemd=systemd)):
-            if name not in mine and any(seen.get(name, {}).values()):
-                yield {"unit": name, "enabled": False, "state": "stopped"}
+    """Ends the other family. Sockets first, or they would start what was just stopped.
+
+    On systemd it is masked: whoever starts libvirtd out of habit would have two families. It is not disabled, because
+    that takes along what its units name in Also=, which is virtlogd.socket.
+    """
+    (other,) = DAEMONS.keys() - {family}
+    opened = [*sockets(other, systemd=systemd), *listeners(other)] if systemd else []
+    theirs = dict.fromkeys([*opened, *services(other, systemd=systemd), *map(owner, opened)])
+    for name in theirs:
+        if name not in seen or name.startswith(LOG):
+            continue
+        if systemd and not seen[name].get("masked"):
+            yield {"unit": name, "state": "stopped", "masked": True}
+        elif not systemd and stirs(seen, name):
+            yield {"unit": name, "enabled": False, "state": "stopped"}
 
 
 def enter(seen: Mapping[str, Standing], wanted: Mapping[str, list[str]], *, systemd: bool) -> Iterator[dict[str, Any]]:
     """Enables and starts what is not. A service that runs without one of its sockets keeps systemd from opening it."""
-    lacking = [name for name in wanted["sockets"] if name in seen and not all(seen[name].values())]
+    ours = [name for name in (*wanted["sockets"], *wanted["services"]) if name in seen]
+    for name in dict.fromkeys([*ours, *map(owner, ours)] if systemd else ours):
+        if seen.get(name, {}).get("masked"):
+            yield {"unit": name, "masked": False}
+    lacking = [name for name in wanted["sockets"] if name in seen and not _settled(seen[name])]
     closed = {name: owner(name) for name in lacking if not seen[name]["active"]}
     for service in dict.fromkeys(closed.values()):
         if seen.get(service, {}).get("active") and service != LOG + ".service":
@@ -124,9 +149,13 @@ def enter(seen: Mapping[str, Standing], wanted: Mapping[str, list[str]], *, syst
             yield {"unit": name, "enabled": True} if systemd else {"unit": name, "enabled": True, "state": "started"}
 
 
+def _settled(standing: Standing) -> bool:
+    return standing["enabled"] and standing["active"]
+
+
 def owner(socket: str) -> str:
     """The service that a socket starts: libvirtd-ro.socket belongs to libvirtd.service."""
-    for kind in sorted(KINDS, key=len, reverse=True):
+    for kind in sorted(KINDS + LISTENERS, key=len, reverse=True):
         if socket.endswith(kind):
             return socket.removesuffix(kind) + ".service"
     return socket

@@ -19,6 +19,11 @@ from ansible.module_utils.basic import AnsibleModule
 DOCUMENTATION = """
 module: kernel_arguments
 short_description: Hands arguments to the kernel of the next boot
+description:
+  - The arguments go through the tools of the bootloader that the host has.
+  - A record on the host says which were added here. Only those are ever removed.
+author:
+  - kvmfleet developers (@kvmfleet)
 options:
   arguments:
     description: What the kernel's command line should have. What was added before and is not named here is removed.
@@ -27,11 +32,32 @@ options:
     required: true
 """
 
+EXAMPLES = """
+- name: Hand the IOMMU to guests from the next boot on
+  kvmfleet.host.kernel_arguments:
+    arguments: [intel_iommu=on, iommu=pt]
+"""
+
 RETURN = """
-loader: {description: The bootloader's name in LOADERS, or "" where none was found., returned: always, type: str}
-added: {description: Those of the arguments that are there because of this module., returned: always, type: list}
-pending: {description: What only a reboot settles, one sentence each., returned: always, type: list}
-refused: {description: What no reboot settles, one sentence each., returned: always, type: list}
+loader:
+  description: The bootloader's name, such as grub, or "" where none was found.
+  returned: always
+  type: str
+added:
+  description: Those of the arguments that are there because of this module.
+  returned: always
+  type: list
+  elements: str
+pending:
+  description: What only a reboot settles, one sentence each.
+  returned: always
+  type: list
+  elements: str
+refused:
+  description: What no reboot settles, one sentence each.
+  returned: always
+  type: list
+  elements: str
 """
 
 RECORD = "/etc/kvmfleet/kernel-arguments.json"

@@ -20,6 +20,8 @@ module: kernel_module_options
 short_description: Makes loaded kernel modules have their options
 description:
   - The files below /etc/modprobe.d must have the options already. This makes them live where that is possible.
+author:
+  - kvmfleet developers (@kvmfleet)
 options:
   options:
     description: Module -> option -> value, as in modprobe.d.
@@ -36,11 +38,34 @@ options:
     default: false
 """
 
+EXAMPLES = """
+- name: Let guests have guests of their own
+  kvmfleet.host.kernel_module_options:
+    options:
+      kvm_intel: {nested: 1}
+"""
+
 RETURN = """
-written: {description: Options that the kernel took at run time., returned: always, type: list}
-reloaded: {description: Modules that were unloaded and loaded again., returned: always, type: list}
-pending: {description: What only a reboot settles, one sentence each., returned: always, type: list}
-refused: {description: What no reboot settles, one sentence each., returned: always, type: list}
+written:
+  description: Options that the kernel took at run time.
+  returned: always
+  type: list
+  elements: str
+reloaded:
+  description: Modules that were unloaded and loaded again.
+  returned: always
+  type: list
+  elements: str
+pending:
+  description: What only a reboot settles, one sentence each.
+  returned: always
+  type: list
+  elements: str
+refused:
+  description: What no reboot settles, one sentence each.
+  returned: always
+  type: list
+  elements: str
 """
 
 

@@ -28,6 +28,7 @@ units = plugin()
 ON = {"enabled": True, "active": True}
 IDLE = {"enabled": True, "active": False}
 OFF = {"enabled": False, "active": False}
+MASKED = OFF | {"masked": True}
 DEBIAN = {
     "libvirtd.service": IDLE,
     "libvirtd.socket": ON,
@@ -90,13 +91,17 @@ def test_a_fresh_modular_host_starts_its_sockets() -> None:
     assert result["family"] == "modular"
     started = [move["unit"] for move in result["moves"] if move.get("state") == "started"]
     assert started == MODULAR
-    assert not [move for move in result["moves"] if move["unit"].startswith("libvirtd")]
+    masked = [move["unit"] for move in result["moves"] if move.get("masked")]
+    assert masked == ["libvirtd.socket", "libvirtd.service"]
 
 
 def test_a_host_upgraded_from_el8_keeps_libvirtd() -> None:
     seen = FRESH_EL9 | {name: OFF for name in MODULAR if name != "virtlogd.socket"} | DEBIAN
     result = plan(seen, usual="modular")
-    assert (result["family"], result["moves"]) == ("monolithic", [])
+    assert result["family"] == "monolithic"
+    others = set(units.units(systemd=True)) & seen.keys() - DEBIAN.keys()
+    assert {move["unit"] for move in result["moves"]} == others
+    assert all(move["masked"] and move["state"] == "stopped" for move in result["moves"])
 
 
 def test_exactly_one_family_stays_active() -> None:
@@ -104,10 +109,43 @@ def test_exactly_one_family_stays_active() -> None:
     result = plan(seen, asked="modular")
     stopped = [move["unit"] for move in result["moves"] if move.get("state") == "stopped"]
     assert stopped == ["libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket", "libvirtd.service"]
-    assert all(move["enabled"] is False for move in result["moves"] if move["unit"] in stopped)
-    assert result["moves"].index({"unit": "libvirtd.service", "enabled": False, "state": "stopped"}) < result[
+    assert all(move["masked"] for move in result["moves"] if move["unit"] in stopped)
+    assert result["moves"].index({"unit": "libvirtd.service", "state": "stopped", "masked": True}) < result[
         "moves"
     ].index({"unit": "virtqemud.socket", "enabled": True, "state": "started"})
+
+
+def test_the_other_family_is_masked_once_and_its_sockets_for_other_hosts_with_it() -> None:
+    seen = FRESH_EL9 | DEBIAN | {"libvirtd-tls.socket": ON}
+    moved = [move["unit"] for move in plan(seen, asked="modular")["moves"] if move.get("masked")]
+    assert "libvirtd-tls.socket" in moved
+    masked = FRESH_EL9 | dict.fromkeys(MODULAR, ON) | dict.fromkeys(units.services("modular", systemd=True), IDLE)
+    masked |= dict.fromkeys(moved, MASKED)
+    assert plan(masked, asked="modular")["moves"] == []
+
+
+def test_nothing_is_disabled_for_that_would_disable_virtlogd_too() -> None:
+    """systemctl(1): disable follows Also=, and libvirtd.service has virtlogd.socket there."""
+    everything = (
+        plan(FRESH_EL9 | DEBIAN, asked="modular")["moves"] + plan(FRESH_EL9 | DEBIAN, asked="monolithic")["moves"]
+    )
+    assert not [move for move in everything if move.get("enabled") is False]
+    assert not [move for move in everything if move["unit"].startswith("virtlogd") and move.get("masked")]
+
+
+def test_a_family_that_is_wanted_again_is_unmasked_before_it_is_enabled() -> None:
+    seen = FRESH_EL9 | DEBIAN | dict.fromkeys(["libvirtd.service", "libvirtd.socket"], MASKED)
+    result = plan(seen, asked="monolithic")["moves"]
+    unmasked = [move["unit"] for move in result if move.get("masked") is False]
+    assert unmasked == ["libvirtd.socket", "libvirtd.service"]
+    assert result.index({"unit": "libvirtd.socket", "masked": False}) < result.index(
+        {"unit": "libvirtd.socket", "enabled": True, "state": "started"}
+    )
+
+
+def test_a_masked_family_is_not_in_use() -> None:
+    seen = FRESH_EL9 | DEBIAN | {name: MASKED for name in DEBIAN if name.startswith("libvirtd")}
+    assert plan(seen, usual="monolithic")["family"] == "modular"
 
 
 def test_where_both_families_are_in_use_the_platform_decides() -> None:

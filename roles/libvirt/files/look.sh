@@ -1,7 +1,7 @@
 # shellcheck shell=sh
 # Says in one line of JSON what libvirt's packages brought and where its units stand. Changes nothing.
 # Arguments: names of units; and LENS:KEY for a setting, for example libvirtd_qemu:max_files.
-#   units    NAME -> {enabled, active}, of those that exist
+#   units    NAME -> {enabled, active, masked}, of those that exist
 #   unknown  the settings that libvirt's own description of its files, an Augeas lens, does not list; libvirt itself
 #            would ignore them without a word
 units='' unknown=''
@@ -18,8 +18,9 @@ if command -v systemctl >/dev/null 2>&1; then
   standing=$(systemctl show --property=Id,LoadState,UnitFileState,ActiveState -- $units | awk -F= '
     function flush() {
       if (unit["LoadState"] == "loaded" || unit["LoadState"] == "masked") {
-        printf "%s\"%s\": {\"enabled\": %s, \"active\": %s}", separator, unit["Id"],
-          unit["UnitFileState"] == "enabled" ? "true" : "false", unit["ActiveState"] == "active" ? "true" : "false"
+        printf "%s\"%s\": {\"enabled\": %s, \"active\": %s, \"masked\": %s}", separator, unit["Id"],
+          unit["UnitFileState"] == "enabled" ? "true" : "false", unit["ActiveState"] == "active" ? "true" : "false",
+          unit["LoadState"] == "masked" ? "true" : "false"
         separator = ", "
       }
       split("", unit)
