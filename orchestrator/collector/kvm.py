@@ -7,7 +7,7 @@ import os
 import pwd
 import stat
 import time
-from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from . import child, files, machine_x86
 from .contract import Contract
@@ -127,7 +127,7 @@ def speed() -> Dict[str, Any]:
     }
 
 
-User = NamedTuple("User", [("name", str), ("uid", int), ("gid", int)])
+User = NamedTuple("User", [("name", str), ("uid", int), ("gid", int), ("groups", List[int])])
 
 
 def qemu_user(contract: Contract) -> Optional[User]:
@@ -137,7 +137,9 @@ def qemu_user(contract: Contract) -> Optional[User]:
         if _exists(pwd.getpwnam, name):
             found = pwd.getpwnam(name)
             gid = grp.getgrnam(group).gr_gid if _exists(grp.getgrnam, group) else found.pw_gid
-            return User(name, found.pw_uid, gid)
+            # as libvirt's virGetGroupList: the user's own primary group stays, which is kvm on Debian
+            groups = sorted({gid, *os.getgrouplist(name, found.pw_gid)})
+            return User(name, found.pw_uid, gid, groups)
     return None
 
 
@@ -145,7 +147,7 @@ def as_user(user: User, job: Callable[[child.Report], Dict[str, Any]]) -> Tuple[
     """The answer of a child process with that user's id and groups, and why there is none."""
 
     def changed(report: child.Report) -> Dict[str, Any]:
-        os.setgroups(os.getgrouplist(user.name, user.gid))
+        os.setgroups(user.groups)
         os.setgid(user.gid)
         os.setuid(user.uid)
         return job(report)
