@@ -7,16 +7,21 @@ The tests of this file tell one story in order, on one lab of three hosts.
 """
 
 import json
+import os
 import re
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import stand_ins
 
+from orchestrator import __version__
+
 pytestmark = pytest.mark.hosts
 
+ROOT = Path(__file__).resolve().parents[2]
 HOSTS = {f"families-{number}": name for number, name in enumerate(stand_ins.HOSTS, 1)}
 EL, SUSE, ARCH = HOSTS
 MONOLITHIC = ["libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket"]
@@ -70,17 +75,31 @@ def on(lab):
 def provision(lab, ansible):
     """Runs the playbook; gives how many tasks changed each host, which must all have got to the end."""
 
-    def run(*arguments, hosts=tuple(HOSTS)):
+    def run(*arguments, hosts=tuple(HOSTS), playbook="playbooks/provision.yml", program=ansible):
         inventory = ("-i", lab / "inventory.yml", "-l", ",".join(hosts), "-e", SETTINGS)
-        done = ansible("ansible-playbook", *inventory, "playbooks/provision.yml", *arguments)
+        done = program("ansible-playbook", *inventory, playbook, *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
-        changed = dict(
-            re.findall(r"^(\S+) +: ok=\d+ +changed=(\d+) +unreachable=0 +failed=0 ", done.stdout, re.MULTILINE)
-        )
-        assert changed.keys() == set(hosts), done.stdout
-        return {host: int(number) for host, number in changed.items()}
+        ends = re.findall(r"^(\S+) +: ok=\d+ +changed=(\d+) +unreachable=0 +failed=0 ", done.stdout, re.MULTILINE)
+        assert {host for host, _ in ends} == set(hosts), done.stdout
+        return {host: int(number) for host, number in ends}
 
     return run
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """Runs one of Ansible's programs in an empty folder, with its own ideas of where collections are."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")}
+    environment |= {"ANSIBLE_COLLECTIONS_PATH": str(tmp_path / "collections"), "NO_COLOR": "1"}
+    return lambda program, *arguments: subprocess.run(
+        [Path(sys.executable).parent / program, *arguments],
+        cwd=tmp_path,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
 
 
 def units(on, host):
@@ -163,8 +182,15 @@ def test_settings_and_users_arrive_on_every_family(on):
         assert "libvirt" in lines.splitlines()[-1].split()
 
 
-def test_a_second_run_changes_nothing(provision):
-    assert set(provision().values()) == {0}
+def test_the_installed_collection_runs_without_the_checkout_and_changes_nothing_more(provision, elsewhere, tmp_path):
+    for arguments in (
+        ("build", ROOT),
+        ("install", "--offline", "-p", "collections", f"kvmfleet-host-{__version__}.tar.gz"),
+    ):
+        done = elsewhere("ansible-galaxy", "collection", *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+    again = provision(playbook="kvmfleet.host.provision", program=elsewhere)
+    assert set(again.values()) == {0}
 
 
 def test_validate_reads_every_familys_packages_and_units(kvmfleet, lab):
