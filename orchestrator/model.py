@@ -30,6 +30,9 @@ __all__ = [
     "Qemu",
     "Unit",
     "Libvirt",
+    "PoolUse",
+    "Pool",
+    "Storage",
     "Guest",
     "Windows",
     "FileState",
@@ -39,6 +42,7 @@ __all__ = [
     "FileWish",
     "LibvirtWish",
     "QemuWish",
+    "PoolWish",
     "Contract",
     "Status",
     "Finding",
@@ -219,6 +223,38 @@ class Libvirt(msgspec.Struct, frozen=True):
     stale: Names = ()  # daemons whose configuration is newer than their start
 
 
+class PoolUse(msgspec.Struct, frozen=True):
+    """A file that the QEMU user was given in a pool's folder, as libvirt would, wrote and read back. It is gone."""
+
+    outcome: Literal["works", "broken", "skipped"] = "skipped"
+    user: Short = ""
+    step: Short = ""  # the last step begun: folder, create, give, enter, open, write, read
+    errno: Short = ""
+
+
+class Pool(msgspec.Struct, frozen=True):
+    """A storage pool that the contract names, in libvirt's words."""
+
+    defined: bool = False
+    active: bool = False
+    autostart: bool = False
+    configured: Table = {}  # facts of its XML: place -> value, without what changes by itself
+    live: Table = {}  # what the active pool was started with
+    use: PoolUse = PoolUse()
+    owner: Short = ""  # of its folder
+    group: Short = ""
+    mode: int | None = None
+    capacity_mib: int | None = None
+    available_mib: int | None = None
+
+
+class Storage(msgspec.Struct, frozen=True):
+    """The storage pools that the contract names."""
+
+    error: Text = ""  # why libvirt told nothing about them
+    pools: Annotated[dict[Short, Pool], msgspec.Meta(max_length=256)] = {}
+
+
 class Guest(msgspec.Struct, frozen=True):
     """A transient libvirt domain. Unusable: what should be booted boots nowhere, so nothing was learned."""
 
@@ -278,6 +314,7 @@ class Evidence(msgspec.Struct, frozen=True):
     kvm: Kvm = Kvm()
     qemu: Qemu = Qemu()
     libvirt: Libvirt = Libvirt()
+    storage: Storage = Storage()
     windows: Windows = Windows()
     guest: Guest = Guest()
     packages: Table = {}  # those the contract names: name -> version, "" when not installed
@@ -327,6 +364,20 @@ class QemuWish(msgspec.Struct, frozen=True):
     windows: bool = False  # Windows guests are meant to run here
 
 
+class PoolWish(msgspec.Struct, frozen=True):
+    """What a storage pool should be."""
+
+    type: Short = ""
+    path: Short = ""  # where its volumes appear
+    files: bool = False  # they are files below the path
+    facts: Table = {}  # of its XML: place -> value
+    autostart: bool = True
+    active: bool = True
+    owner: Short = ""  # of its folder; "" where nothing was said
+    group: Short = ""
+    mode: int | None = None
+
+
 class Contract(msgspec.Struct, frozen=True):
     """What a host was told to be: written by the role host_contract, read back by the collector. Holds no secret."""
 
@@ -338,6 +389,7 @@ class Contract(msgspec.Struct, frozen=True):
     cmdline: Names = ()  # arguments that the kernel's command line has beside its own
     qemu: QemuWish = QemuWish()
     libvirt: LibvirtWish = LibvirtWish()
+    pools: Annotated[dict[Short, PoolWish], msgspec.Meta(max_length=256)] = {}
     packages: Names = ()
     files: Annotated[dict[Short, FileWish], msgspec.Meta(max_length=512)] = {}
 

@@ -43,19 +43,19 @@ def state(path: str) -> Dict[str, Any]:
         "exists": True,
         "sha256": files.sha256(path),
         "mode": stat.S_IMODE(info.st_mode),
-        "owner": _user(info.st_uid),
-        "group": _group(info.st_gid),
+        "owner": user_name(info.st_uid),
+        "group": group_name(info.st_gid),
     }
 
 
-def _user(uid: int) -> str:
+def user_name(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return str(uid)
 
 
-def _group(gid: int) -> str:
+def group_name(gid: int) -> str:
     try:
         return grp.getgrgid(gid).gr_name
     except KeyError:

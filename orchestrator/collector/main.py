@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Any, Callable, Dict, Iterable, List, Tuple
 
-from . import boots, guest, inventory, kernel, kvm, libvirt, qemu, system, windows
+from . import boots, guest, inventory, kernel, kvm, libvirt, qemu, storage, system, windows
 from . import contract as contracts
 from .limits import Deadline, Expired, Stopped, bounded, heed_signals, within
 
@@ -31,6 +31,7 @@ def sections(wish: boots.Wish, deadline: Deadline) -> List[Section]:
         ("kvm", 15, lambda found: kvm.look(contract(found), wish.depth)),
         ("qemu", 20, lambda found: qemu.look(contract(found))),
         ("libvirt", 40, lambda found: libvirt.look(contract(found))),
+        ("storage", 40, lambda found: storage.look(contract(found))),
         ("packages", 20, lambda found: inventory.packages(contract(found))),
         ("files", 20, lambda found: inventory.states(contract(found))),
         ("members", 10, lambda found: inventory.members(contract(found))),

@@ -1,0 +1,174 @@
+"""The storage pools that the contract names: what libvirt says of them, and whether QEMU's user can use them."""
+
+import errno
+import os
+import re
+import stat
+import xml.etree.ElementTree as ElementTree
+from typing import Any, Dict, List, Tuple
+
+from . import child, inventory, kvm, shell
+from .contract import Contract
+from .libvirt import URI
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*$")
+VOLATILE = ("name", "uuid", "capacity", "allocation", "available")
+OF_THE_FOLDER = ("permissions", "timestamps")
+O_TMPFILE = getattr(os, "O_TMPFILE", 0)
+
+
+def look(contract: Contract) -> Dict[str, Any]:
+    """Nothing where the contract names no pool; else one call of virsh for all of them."""
+    wished = {name: wish for name, wish in contract.table("pools").items() if NAME.match(name)}
+    if not wished:
+        return {}
+    virsh = shell.which("virsh")
+    if not virsh:
+        return {"error": "there is no virsh"}
+    names = sorted(wished)[:256]
+    try:
+        answer = shell.run([virsh, "-q", "-c", contract.text("libvirt.uri", URI), question(names)], 30)
+    except OSError as error:
+        return {"error": str(error)}
+    if not answer.out.strip() and "failed to connect" in answer.err:
+        return {"error": " ".join(answer.err.split())}
+    found = pools(answer.out)
+    return {"pools": {name: dict(found.get(name, {}), **folder(contract, wished[name])) for name in names}}
+
+
+def question(names: List[str]) -> str:
+    """virsh goes on after a pool that is not there."""
+    return "pool-list --all; " + "; ".join(
+        "pool-dumpxml --inactive {0}; pool-dumpxml {0}".format(name) for name in names
+    )
+
+
+def pools(said: str) -> Dict[str, Dict[str, Any]]:
+    """Name -> what the list and the two documents about it say."""
+    table, _, _ = said.partition("<pool")
+    found: Dict[str, Dict[str, Any]] = {}
+    for name, state, autostart in re.findall(r"^ *(\S+) +(\w[\w ]*?) +(yes|no) *$", table, re.MULTILINE):
+        found[name] = {"defined": True, "active": state == "active", "autostart": autostart == "yes"}
+    for text in re.findall(r"<pool\b.*?</pool>", said, re.DOTALL):
+        root = ElementTree.fromstring(text)
+        pool = found.get(root.findtext("name") or "")
+        if pool is None:
+            continue
+        pool["live" if "configured" in pool else "configured"] = facts(root)
+        if pool["active"]:
+            pool["capacity_mib"] = mib(root.findtext("capacity"))
+            pool["available_mib"] = mib(root.findtext("available"))
+    return found
+
+
+def mib(text: Any) -> Any:
+    return int(text) >> 20 if text and text.isdigit() else None
+
+
+def facts(root: Any) -> Dict[str, str]:
+    """What a pool is, without what changes by itself. plugins/module_utils/storage_pools.py does the same."""
+    found = {"type": root.get("type", "")}
+    for node in root:
+        if node.tag not in VOLATILE:
+            _walk(node, node.tag, found)
+    return found
+
+
+def _walk(node: Any, place: str, found: Dict[str, str]) -> None:
+    text = (node.text or "").strip()
+    if text:
+        found[place] = text
+    for key, value in node.attrib.items():
+        found["{}@{}".format(place, key)] = value
+    seen: Dict[str, int] = {}
+    for inner in node:
+        if place == "target" and inner.tag in OF_THE_FOLDER:
+            continue
+        number = seen[inner.tag] = seen.get(inner.tag, 0) + 1
+        _walk(inner, "{}/{}{}".format(place, inner.tag, "[{}]".format(number) if number > 1 else ""), found)
+
+
+def folder(contract: Contract, wish: Any) -> Dict[str, Any]:
+    """Whose the folder is, and whether QEMU's user can use it. In a child: a file server that is gone never answers."""
+    path = wish.get("path") if isinstance(wish, dict) and wish.get("files") else None
+    if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
+        return {}
+    user = kvm.qemu_user(contract)
+    if not user:
+        return {"use": {"outcome": "skipped", "errno": "no user that QEMU could run as"}}
+
+    def job(report: child.Report) -> Dict[str, Any]:
+        state: Dict[str, Any] = {}
+        try:
+            return dict(use(report, path, user, state), state=state)
+        except OSError as error:
+            return {"outcome": "broken", "errno": kvm.name(error), "state": state}
+
+    answer, step, death = child.ask(job, 5.0)
+    answer = answer or {"outcome": "broken", "errno": death}
+    state = answer.pop("state", {})
+    found: Dict[str, Any] = {"use": dict(answer, user=user.name, step=step)}
+    if state:
+        found.update(mode=state["mode"], owner=inventory.user_name(state["uid"]))
+        found["group"] = inventory.group_name(state["gid"])
+    return found
+
+
+def use(report: child.Report, path: str, user: kvm.User, state: Dict[str, Any]) -> Dict[str, Any]:
+    """As libvirt does it: root makes a file and gives it to the user; where a file server lets root do nothing, the
+    user makes it. Whatever it is now, the process that does this ends with it."""
+    report("folder")
+    info = os.stat(path)
+    if not stat.S_ISDIR(info.st_mode):
+        raise OSError(errno.ENOTDIR, "not a folder")
+    state.update(mode=stat.S_IMODE(info.st_mode), uid=info.st_uid, gid=info.st_gid)
+    try:
+        return tried(report, path, user, given=True)
+    except PermissionError:
+        return tried(report, path, user, given=False)
+
+
+def tried(report: child.Report, path: str, user: kvm.User, given: bool) -> Dict[str, Any]:
+    nonce = os.urandom(16)
+    become(user, not given)
+    report("create")
+    fd, name = create(path, nonce)
+    try:
+        if given:
+            report("give")
+            os.fchown(fd, user.uid, user.gid)
+        become(user, True)
+        report("enter")
+        os.stat(os.path.join(path, "."))
+        report("open")
+        again = os.open(name or "/proc/self/fd/{}".format(fd), os.O_RDWR | os.O_CLOEXEC)
+        report("write")
+        os.write(again, nonce)
+        os.fsync(again)
+        report("read")
+        same = os.pread(again, 16, 0) == nonce
+    finally:
+        become(user, not given)
+        if name:
+            os.unlink(name)
+    return {"outcome": "works", "errno": ""} if same else {"outcome": "broken", "errno": "another content"}
+
+
+def become(user: kvm.User, yes: bool) -> None:
+    """The user, or root again."""
+    os.seteuid(0)
+    os.setegid(user.gid if yes else 0)
+    os.setgroups(os.getgrouplist(user.name, user.gid) if yes else [0])
+    os.seteuid(user.uid if yes else 0)
+
+
+def create(path: str, nonce: bytes) -> Tuple[int, str]:
+    """A file without a name, which leaves nothing whatever happens; with one where the file system knows no other."""
+    if O_TMPFILE:
+        try:
+            return os.open(path, O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600), ""
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT):
+                raise
+    name = os.path.join(path, ".kvmfleet-proof-" + nonce.hex())
+    return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), name
