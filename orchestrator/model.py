@@ -33,6 +33,8 @@ __all__ = [
     "PoolUse",
     "Pool",
     "Storage",
+    "Network",
+    "Networks",
     "Guest",
     "Windows",
     "FileState",
@@ -41,6 +43,7 @@ __all__ = [
     "ModuleWish",
     "FileWish",
     "LibvirtWish",
+    "NetworkWish",
     "QemuWish",
     "PoolWish",
     "Contract",
@@ -61,6 +64,7 @@ SCHEMA = 1
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
 Short = Annotated[str, msgspec.Meta(max_length=256)]
 Names = Annotated[tuple[Short, ...], msgspec.Meta(max_length=2048)]
+Document = Annotated[str, msgspec.Meta(max_length=65536)]
 Table = Annotated[dict[Short, Text], msgspec.Meta(max_length=2048)]
 
 Profile = Literal["lab", "production", "multi-tenant"]
@@ -255,6 +259,23 @@ class Storage(msgspec.Struct, frozen=True):
     pools: Annotated[dict[Short, Pool], msgspec.Meta(max_length=256)] = {}
 
 
+class Network(msgspec.Struct, frozen=True):
+    """A network of libvirt. Its XML is in one spelling, "" where it is not defined or does not run."""
+
+    active: bool = False
+    autostart: bool = False
+    configured: Document = ""
+    live: Document = ""
+
+
+class Networks(msgspec.Struct, frozen=True):
+    """The networks that the contract names and libvirt knows."""
+
+    networks: Annotated[dict[Short, Network], msgspec.Meta(max_length=128)] = {}
+    error: Text = ""  # why libvirt did not tell
+    bridges: Annotated[dict[Short, Names], msgspec.Meta(max_length=64)] = {}  # of the contract, that are there -> ports
+
+
 class Guest(msgspec.Struct, frozen=True):
     """A transient libvirt domain. Unusable: what should be booted boots nowhere, so nothing was learned."""
 
@@ -315,6 +336,7 @@ class Evidence(msgspec.Struct, frozen=True):
     qemu: Qemu = Qemu()
     libvirt: Libvirt = Libvirt()
     storage: Storage = Storage()
+    network: Networks = Networks()
     windows: Windows = Windows()
     guest: Guest = Guest()
     packages: Table = {}  # those the contract names: name -> version, "" when not installed
@@ -350,6 +372,14 @@ class LibvirtWish(msgspec.Struct, frozen=True):
     settings: Annotated[dict[Short, Table], msgspec.Meta(max_length=64)] = {}  # file -> key -> value
     group: Short = "libvirt"
     users: Names = ()
+
+
+class NetworkWish(msgspec.Struct, frozen=True):
+    """What a network of libvirt should be."""
+
+    xml: Document = ""  # in one spelling
+    active: bool = True
+    autostart: bool = True
 
 
 class QemuWish(msgspec.Struct, frozen=True):
@@ -390,6 +420,8 @@ class Contract(msgspec.Struct, frozen=True):
     qemu: QemuWish = QemuWish()
     libvirt: LibvirtWish = LibvirtWish()
     pools: Annotated[dict[Short, PoolWish], msgspec.Meta(max_length=256)] = {}
+    networks: Annotated[dict[Short, NetworkWish], msgspec.Meta(max_length=128)] = {}
+    bridges: Annotated[dict[Short, Names], msgspec.Meta(max_length=64)] = {}  # of the host -> their ports
     packages: Names = ()
     files: Annotated[dict[Short, FileWish], msgspec.Meta(max_length=512)] = {}
 

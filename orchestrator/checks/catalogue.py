@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from orchestrator.checks import contract, cpu, guest, host, kernel, kvm, libvirt, qemu, storage, windows
+from orchestrator.checks import (
+    contract,
+    cpu,
+    guest,
+    host,
+    kernel,
+    kvm,
+    libvirt,
+    network,
+    qemu,
+    storage,
+    windows,
+)
 from orchestrator.checks.registry import Check, Topic
 
 __all__ = ["catalogue", "explain", "markdown", "topics"]
 
 # The chain: what is further down cannot work where something further up does not.
-GROUPS = (host, cpu, contract, kernel, kvm, qemu, libvirt, storage, guest, windows)
+GROUPS = (host, cpu, contract, kernel, kvm, qemu, libvirt, network, storage, guest, windows)
 
 
 def catalogue() -> tuple[Check, ...]:

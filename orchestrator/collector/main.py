@@ -5,7 +5,19 @@ import sys
 import time
 from typing import Any, Callable, Dict, Iterable, List, Tuple
 
-from . import boots, guest, inventory, kernel, kvm, libvirt, qemu, storage, system, windows
+from . import (
+    boots,
+    guest,
+    inventory,
+    kernel,
+    kvm,
+    libvirt,
+    network,
+    qemu,
+    storage,
+    system,
+    windows,
+)
 from . import contract as contracts
 from .limits import Deadline, Expired, Stopped, bounded, heed_signals, within
 
@@ -32,6 +44,7 @@ def sections(wish: boots.Wish, deadline: Deadline) -> List[Section]:
         ("qemu", 20, lambda found: qemu.look(contract(found))),
         ("libvirt", 40, lambda found: libvirt.look(contract(found))),
         ("storage", 40, lambda found: storage.look(contract(found))),
+        ("network", 30, lambda found: network.look(contract(found))),
         ("packages", 20, lambda found: inventory.packages(contract(found))),
         ("files", 20, lambda found: inventory.states(contract(found))),
         ("members", 10, lambda found: inventory.members(contract(found))),

@@ -1,0 +1,76 @@
+"""The networks of libvirt that the contract names, as they are defined and as they run; and the host's bridges."""
+
+import os
+import re
+from typing import Any, Dict, List
+
+from . import shell
+from .contract import Contract
+from .network_xml import NetworkXmlError, normal
+
+URI = "qemu:///system"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*\Z")
+DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}\Z")
+LISTED = re.compile(r" *(\S+) +(active|inactive) +(yes|no) +(yes|no) *$", re.MULTILINE)
+DUMPED = re.compile(r"kvmfleet (configured|live) (\S+) *(<network.*?</network>)", re.DOTALL)
+
+
+def look(contract: Contract) -> Dict[str, Any]:
+    """Nothing is asked where the contract names no network."""
+    return dict(of_libvirt(contract), bridges=bridges(contract.names("bridges")))
+
+
+def bridges(names: List[str], folder: str = "/sys/class/net") -> Dict[str, List[str]]:
+    """Bridge -> what is at it; one that is not there is missing."""
+    found = {}
+    for name in names:
+        ports = os.path.join(folder, name, "brif")
+        if DEVICE.match(name) and os.path.isdir(ports):
+            found[name] = sorted(os.listdir(ports))
+    return found
+
+
+def of_libvirt(contract: Contract) -> Dict[str, Any]:
+    """Its networks, or why it does not tell them."""
+    names = [name for name in contract.names("networks") if NAME.match(name)][:128]
+    if not names:
+        return {}
+    virsh = shell.which("virsh")
+    if not virsh:
+        return {"error": "there is no virsh"}
+    answer = shell.run([virsh, "-q", "-c", contract.text("libvirt.uri", URI), questions(names)], 25)
+    if "kvmfleet live" not in answer.out:
+        return {"error": " ".join(answer.err.split()) or "exit {}".format(answer.code)}
+    return {"networks": networks(names, answer.out)}
+
+
+def questions(names: List[str]) -> str:
+    """One virsh asks them all: an error ends none of the others."""
+    asked = ["net-list --all"]
+    for name in names:
+        asked += ["echo kvmfleet configured {0}".format(name), "net-dumpxml {} --inactive".format(name)]
+        asked += ["echo kvmfleet live {0}".format(name), "net-dumpxml {}".format(name)]
+    return "; ".join(asked)
+
+
+def networks(names: List[str], out: str) -> Dict[str, Any]:
+    """Name -> what libvirt says; one that it does not know is missing."""
+    dumped = {(kind, name): text for kind, name, text in DUMPED.findall(out)}
+    found = {}
+    for name, active, autostart, persistent in LISTED.findall(out.partition("kvmfleet")[0]):
+        if name in names:
+            found[name] = {
+                "active": active == "active",
+                "autostart": autostart == "yes",
+                "configured": spelled(dumped.get(("configured", name), "")) if persistent == "yes" else "",
+                "live": spelled(dumped.get(("live", name), "")) if active == "active" else "",
+            }
+    return found
+
+
+def spelled(xml: str) -> str:
+    """In one spelling; what is no XML as it is."""
+    try:
+        return normal(xml)
+    except NetworkXmlError:
+        return xml

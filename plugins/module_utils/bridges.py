@@ -1,0 +1,276 @@
+"""Bridges of a host: whether a declaration makes sense, and the files that make them, for each network manager.
+
+Pure: nothing here looks at a host.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}\Z")
+KEYS = ("name", "ports", "vlan", "addresses", "gateway", "dns")
+HEADER = "# Written by kvmfleet, role libvirt_networks. Changes made here are lost.\n"
+
+
+class BridgeError(ValueError):
+    """What cannot be done, and what to do about it."""
+
+
+class Port(NamedTuple):
+    """A device that is to be a port, and what configures it now: the path and text of its file, "" for none."""
+
+    name: str
+    mac: str = ""
+    path: str = ""
+    text: str = ""
+
+
+def wrong(bridges: Any) -> list[str]:
+    """What is wrong with the declared bridges of one host, one sentence each."""
+    if not isinstance(bridges, (list, tuple)) or not all(isinstance(bridge, Mapping) for bridge in bridges):
+        return ["libvirt_networks_bridges must be a list of tables, such as [{name: br0, ports: [eth0]}]."]
+    said = []
+    for bridge in bridges:
+        said += [f"bridge {bridge.get('name', '(without a name)')}: {text}" for text in _wrong(bridge)]
+    ports = [port for bridge in bridges if not said for port in devices(bridge)]
+    names = [bridge.get("name") for bridge in bridges]
+    said += [
+        f"{name} is declared twice." for name in dict.fromkeys([*names, *ports]) if [*names, *ports].count(name) > 1
+    ]
+    return said
+
+
+def _wrong(bridge: Mapping[str, Any]) -> Iterable[str]:
+    unknown = [str(key) for key in bridge if key not in KEYS]
+    if unknown:
+        yield f"there is no field {', '.join(unknown)}. The fields are {', '.join(KEYS)}."
+    ports, vlan = bridge.get("ports", []), bridge.get("vlan")
+    if not isinstance(ports, (list, tuple)):
+        yield "ports is a list of devices, such as [eth0]."
+        return
+    for device in [bridge.get("name"), *ports]:
+        if not isinstance(device, str) or not DEVICE.match(device):
+            yield f"{device!r} is no name of a network device, which has up to 15 characters."
+    if vlan is not None and not (isinstance(vlan, int) and not isinstance(vlan, bool) and 1 <= vlan <= 4094):
+        yield "vlan is a number between 1 and 4094."
+    elif vlan is not None and any(len(f"{port}.{vlan}") > 15 for port in ports):
+        yield f"the device for VLAN {vlan} would have a name of more than 15 characters."
+    addresses = bridge.get("addresses", [])
+    try:
+        for address in [] if addresses == "dhcp" else addresses:
+            ipaddress.ip_interface(address)
+        for address in [*_list(bridge.get("gateway", [])), *_list(bridge.get("dns", []))]:
+            ipaddress.ip_address(address)
+    except (ValueError, TypeError) as error:
+        yield f"addresses is dhcp or a list such as [192.0.2.10/24], gateway and dns are addresses: {error}."
+    if not bridge.get("addresses") and (bridge.get("gateway") or bridge.get("dns")):
+        yield "gateway and dns need addresses; without all three the bridge takes over those of its port."
+
+
+def _list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def devices(bridge: Mapping[str, Any]) -> list[str]:
+    """What is at the bridge: its ports, or their devices for the VLAN."""
+    vlan = bridge.get("vlan")
+    return [f"{port}.{vlan}" if vlan else port for port in bridge.get("ports", [])]
+
+
+def takes_over(bridge: Mapping[str, Any]) -> bool:
+    """Whether the bridge gets the addresses of its first port."""
+    return bool(bridge.get("ports")) and "addresses" not in bridge and not bridge.get("vlan")
+
+
+def _pairs(bridge: Mapping[str, Any], ports: Sequence[Port]) -> list[tuple[Port, str]]:
+    return [(port, devices(bridge)[number]) for number, port in enumerate(ports)]
+
+
+# --- systemd-networkd, which netplan writes files for, too
+
+NETWORKD = "/etc/systemd/network/"
+
+
+def networkd(bridge: Mapping[str, Any], ports: Sequence[Port]) -> dict[str, str]:
+    """Path -> text. Sorted before what configures the ports now; nothing of that is changed."""
+    name, vlan = bridge["name"], bridge.get("vlan")
+    netdev = f"[NetDev]\nName={name}\nKind=bridge\n"
+    if ports and not vlan:
+        netdev += f"MACAddress={ports[0].mac}\n"  # a lease, and what others know of this host, stay valid
+    files = {f"{NETWORKD}00-kvmfleet-{name}.netdev": f"{netdev}\n[Bridge]\nSTP=no\n"}
+    for port, device in _pairs(bridge, ports):
+        if vlan:
+            files[f"{NETWORKD}00-kvmfleet-{device}.netdev"] = (
+                f"[NetDev]\nName={device}\nKind=vlan\n\n[VLAN]\nId={vlan}\n"
+            )
+            files.update(_networkd_vlan(port, device))
+        files[f"{NETWORKD}00-kvmfleet-{device}.network"] = (
+            f"[Match]\nName={device}\n\n[Network]\nBridge={name}\nLinkLocalAddressing=no\n"
+        )
+    text = _networkd_moved(ports[0], name) if takes_over(bridge) else _networkd_addresses(bridge)
+    return {path: HEADER + text for path, text in {**files, f"{NETWORKD}00-kvmfleet-{name}.network": text}.items()}
+
+
+def _networkd_vlan(port: Port, device: str) -> dict[str, str]:
+    if port.path:
+        folder = NETWORKD + port.path.rpartition("/")[2] + ".d"
+        return {f"{folder}/kvmfleet-{device}.conf": f"[Network]\nVLAN={device}\n"}
+    own = f"[Match]\nName={port.name}\n\n[Network]\nVLAN={device}\nLinkLocalAddressing=no\n"
+    return {f"{NETWORKD}00-kvmfleet-{port.name}.network": own}
+
+
+def _networkd_moved(port: Port, name: str) -> str:
+    """The port's own file, for the bridge."""
+    sections = re.split(r"^(?=\[)", port.text, flags=re.MULTILINE)
+    if re.search(r"^\s*(Bridge|Bond|VRF)\s*=", port.text, re.MULTILINE):
+        raise BridgeError(f"{port.path} makes {port.name} a part of something else already. Take it out there first.")
+    kept = [section.rstrip() for section in sections if section.startswith("[") and not section.startswith("[Match]")]
+    return "\n\n".join([f"[Match]\nName={name}", *(kept or ["[Network]\nLinkLocalAddressing=no"])]) + "\n"
+
+
+def _networkd_addresses(bridge: Mapping[str, Any]) -> str:
+    addresses = bridge.get("addresses", [])
+    words = [f"[Match]\nName={bridge['name']}\n\n[Network]"]
+    words += ["DHCP=yes"] if addresses == "dhcp" else [f"Address={address}" for address in addresses]
+    words += [f"Gateway={address}" for address in _list(bridge.get("gateway", []))]
+    words += [f"DNS={address}" for address in _list(bridge.get("dns", []))]
+    words += ["LinkLocalAddressing=no", "IPv6AcceptRA=no"] if not addresses else []
+    words += ["ConfigureWithoutCarrier=yes"] if not bridge.get("ports") else []
+    return "\n".join(words) + "\n"
+
+
+# --- NetworkManager, as keyfiles
+
+KEYFILES = "/etc/NetworkManager/system-connections/"
+
+
+def keyfiles(bridge: Mapping[str, Any], ports: Sequence[Port]) -> dict[str, str]:
+    """Path -> text. They win over what configures the ports now by their priority."""
+    name, vlan = bridge["name"], bridge.get("vlan")
+    first = {"connection": {**_connection(name, name, "bridge")}, "bridge": {"stp": "false"}}
+    if ports and not vlan:
+        first["bridge"]["mac-address"] = ports[0].mac
+    moved = _sections(ports[0].text) if takes_over(bridge) else _keyfile_addresses(bridge)
+    first["ipv4"], first["ipv6"] = moved.get("ipv4", {"method": "auto"}), moved.get("ipv6", {"method": "auto"})
+    files = {f"kvmfleet-{name}": first}
+    for port, device in _pairs(bridge, ports):
+        kind = "vlan" if vlan else "ethernet"
+        part: dict[str, dict[str, str]] = {
+            "connection": {**_connection(f"{name}-{device}", device, kind), "master": name, "slave-type": "bridge"}
+        }
+        if vlan:
+            part["vlan"] = {"id": str(vlan), "parent": port.name}
+        files[f"kvmfleet-{name}-{device}"] = part
+    return {f"{KEYFILES}{file}.nmconnection": HEADER + _keyfile(content) for file, content in files.items()}
+
+
+def _connection(id: str, device: str, kind: str) -> dict[str, str]:
+    return {"id": f"kvmfleet-{id}", "type": kind, "interface-name": device, "autoconnect-priority": "100"}
+
+
+def _keyfile_addresses(bridge: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    addresses = bridge.get("addresses", [])
+    if not addresses or addresses == "dhcp":
+        method = {"method": "auto"} if addresses else {"method": "disabled"}
+        return {"ipv4": method, "ipv6": dict(method)}
+    found = {}
+    for version, section in ((4, "ipv4"), (6, "ipv6")):
+        own = [address for address in addresses if ipaddress.ip_interface(address).version == version]
+        lines = {f"address{number}": address for number, address in enumerate(own, 1)}
+        gateways = [a for a in _list(bridge.get("gateway", [])) if ipaddress.ip_address(a).version == version]
+        servers = [a for a in _list(bridge.get("dns", [])) if ipaddress.ip_address(a).version == version]
+        lines.update({"gateway": gateways[0]} if gateways else {})
+        lines.update({"dns": "".join(f"{server};" for server in servers)} if servers else {})
+        found[section] = {"method": "manual", **lines} if own else {"method": "disabled"}
+    return found
+
+
+def _sections(text: str) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    section = ""
+    for line in text.splitlines():
+        head = re.match(r"\[(.+)\]\s*$", line)
+        pair = re.match(r"([^#;=\s][^=]*?)\s*=\s*(.*)$", line)
+        if head:
+            section = head[1]
+        elif pair:
+            found.setdefault(section, {})[pair[1]] = pair[2]
+    return found
+
+
+def _keyfile(content: Mapping[str, Mapping[str, str]]) -> str:
+    return "\n".join(
+        f"[{section}]\n" + "".join(f"{key}={value}\n" for key, value in lines.items())
+        for section, lines in content.items()
+    )
+
+
+# --- ifupdown, whose one file is edited
+
+INTERFACES = "/etc/network/interfaces"
+
+
+def interfaces(bridge: Mapping[str, Any], ports: Sequence[Port]) -> dict[str, str]:
+    """Path -> text: the files that configure the ports, with their stanzas moved to the bridge, and one of our own."""
+    name, vlan = bridge["name"], bridge.get("vlan")
+    own = f"{HEADER}auto {name}\n"
+    files: dict[str, str] = {}
+    stanzas = [f"iface {name} inet manual\n"]
+    if takes_over(bridge):
+        moved, rest = _taken_out(ports[0].text, ports[0].name)
+        files[ports[0].path] = rest
+        stanzas = [re.sub(r"^iface \S+", f"iface {name}", stanza) for stanza in moved] or stanzas
+    elif bridge.get("addresses"):
+        stanzas = _interfaces_addresses(bridge)
+    up = [f"pre-up ip link show dev {name} >/dev/null 2>&1 || ip link add name {name} type bridge stp_state 0"]
+    if ports and not vlan:
+        up.append(f"pre-up ip link set dev {name} address {ports[0].mac}")
+    for port, device in _pairs(bridge, ports):
+        if vlan:
+            up.append(
+                f"pre-up ip link show dev {device} >/dev/null 2>&1 || "
+                f"ip link add link {port.name} name {device} type vlan id {vlan}"
+            )
+        up.append(f"pre-up ip link set dev {device} master {name} up")
+    down = [f"post-down ip link delete dev {name}"]
+    lines = "".join(f"    {line}\n" for line in [*up, *down])
+    files[f"{INTERFACES}.d/kvmfleet-{name}"] = own + stanzas[0].rstrip() + "\n" + lines + "".join(stanzas[1:])
+    return files
+
+
+def _taken_out(text: str, port: str) -> tuple[list[str], str]:
+    """The stanzas of a port, and the text without them and without what brings it up."""
+    parts = re.split(r"^(?=(?:iface|auto|allow-\S+|mapping|source|source-directory)\b)", text, flags=re.MULTILINE)
+    moved = [part.rstrip() + "\n" for part in parts if re.match(rf"iface\s+{re.escape(port)}\s", part)]
+    rest = []
+    for part in parts:
+        if re.match(rf"iface\s+{re.escape(port)}\s", part):
+            continue
+        if re.match(r"auto\b|allow-", part):
+            first, newline, tail = part.partition("\n")
+            words = [word for word in first.split()[1:] if word != port]
+            part = (f"{first.split()[0]} {' '.join(words)}{newline}" if words else "") + tail
+        rest.append(part)
+    return moved, "".join(rest)
+
+
+def _interfaces_addresses(bridge: Mapping[str, Any]) -> list[str]:
+    name, addresses = bridge["name"], bridge["addresses"]
+    if addresses == "dhcp":
+        return [f"iface {name} inet dhcp\n"]
+    gateways = {ipaddress.ip_address(address).version: address for address in _list(bridge.get("gateway", []))}
+    servers = _list(bridge.get("dns", []))
+    stanzas = []
+    for address in addresses:
+        version = ipaddress.ip_interface(address).version
+        stanza = f"iface {name} inet{'6' if version == 6 else ''} static\n    address {address}\n"
+        if version in gateways:
+            stanza += f"    gateway {gateways.pop(version)}\n"
+        if servers:
+            stanza += f"    dns-nameservers {' '.join(servers)}\n"
+            servers = []
+        stanzas.append(stanza)
+    return stanzas
