@@ -37,6 +37,9 @@ __all__ = [
     "Networks",
     "Guest",
     "Windows",
+    "Hugepages",
+    "Sysctl",
+    "Tuning",
     "FileState",
     "ContractSlot",
     "Evidence",
@@ -46,6 +49,8 @@ __all__ = [
     "NetworkWish",
     "QemuWish",
     "PoolWish",
+    "HugepagesWish",
+    "TuningWish",
     "Contract",
     "Status",
     "Finding",
@@ -306,6 +311,39 @@ class Windows(msgspec.Struct, frozen=True):
     drivers: Short = ""  # path of virtio-win's ISO image
 
 
+class Hugepages(msgspec.Struct, frozen=True):
+    """Pages of one size, of one node or of all."""
+
+    pages: int = 0  # that stay reserved; surplus ones are not counted
+    free: int = 0
+    mounted: Short = ""  # where guests get them from
+
+
+class Sysctl(msgspec.Struct, frozen=True):
+    """One setting of the kernel."""
+
+    live: Text | None = None  # None where the kernel does not have it, or its module is not loaded
+    next_boot: Text | None = None  # of sysctl.d, the last that speaks of it
+
+
+class Tuning(msgspec.Struct, frozen=True):
+    """Memory and processors, as far as the contract speaks of them: now, and after the next boot."""
+
+    hugepages: Annotated[dict[Short, Hugepages], msgspec.Meta(max_length=64)] = {}  # "2M", or "2M@0" of node 0
+    thp: Table = {}  # enabled, defrag: what is selected
+    ksm_run: Short = ""  # 0 off, 1 on, 2 off and nothing merged
+    ksm_sharing: int = 0  # pages that are merged
+    sysctls: Annotated[dict[Short, Sysctl], msgspec.Meta(max_length=2048)] = {}
+    governors: Table = {}  # governor -> the processors that have it; empty without frequency scaling
+    tuned_profile: Short = ""  # that tuned was told to use
+    units: Annotated[dict[Short, Unit], msgspec.Meta(max_length=64)] = {}  # ours, ksm and tuned
+    at_boot: Table = {}  # file of /sys -> what our unit will write to it, {} when it is not enabled
+    iommus: int = 0
+    iommu_groups: int = 0
+    isolated: Short = ""
+    nohz_full: Short = ""
+
+
 class FileState(msgspec.Struct, frozen=True):
     """A file that the contract names."""
 
@@ -339,6 +377,7 @@ class Evidence(msgspec.Struct, frozen=True):
     network: Networks = Networks()
     windows: Windows = Windows()
     guest: Guest = Guest()
+    tuning: Tuning = Tuning()
     packages: Table = {}  # those the contract names: name -> version, "" when not installed
     files: Annotated[dict[Short, FileState], msgspec.Meta(max_length=512)] = {}
     members: Annotated[dict[Short, Names], msgspec.Meta(max_length=64)] = {}  # group -> users, contract's groups
@@ -408,6 +447,27 @@ class PoolWish(msgspec.Struct, frozen=True):
     mode: int | None = None
 
 
+class HugepagesWish(msgspec.Struct, frozen=True):
+    """Pages to reserve; of all nodes together where `node` is None."""
+
+    size: Short
+    pages: int
+    node: int | None = None
+
+
+class TuningWish(msgspec.Struct, frozen=True):
+    """How memory and processors serve guests. What is empty is nobody's business."""
+
+    hugepages: Annotated[tuple[HugepagesWish, ...], msgspec.Meta(max_length=64)] = ()
+    thp: Table = {}
+    ksm: Literal["", "disabled", "enabled", "ksmtuned"] = ""
+    sysctls: Table = {}
+    governor: Short = ""
+    tuned_profile: Short = ""
+    iommu: Literal["", "enabled", "passthrough"] = ""
+    isolated_cpus: Short = ""
+
+
 class Contract(msgspec.Struct, frozen=True):
     """What a host was told to be: written by the role host_contract, read back by the collector. Holds no secret."""
 
@@ -422,6 +482,7 @@ class Contract(msgspec.Struct, frozen=True):
     pools: Annotated[dict[Short, PoolWish], msgspec.Meta(max_length=256)] = {}
     networks: Annotated[dict[Short, NetworkWish], msgspec.Meta(max_length=128)] = {}
     bridges: Annotated[dict[Short, Names], msgspec.Meta(max_length=64)] = {}  # of the host -> their ports
+    tuning: TuningWish = TuningWish()
     packages: Names = ()
     files: Annotated[dict[Short, FileWish], msgspec.Meta(max_length=512)] = {}
 

@@ -13,6 +13,7 @@ from orchestrator.checks import (
     network,
     qemu,
     storage,
+    tuning,
     windows,
 )
 from orchestrator.checks.registry import Check, Topic
@@ -20,7 +21,7 @@ from orchestrator.checks.registry import Check, Topic
 __all__ = ["catalogue", "explain", "markdown", "topics"]
 
 # The chain: what is further down cannot work where something further up does not.
-GROUPS = (host, cpu, contract, kernel, kvm, qemu, libvirt, network, storage, guest, windows)
+GROUPS = (host, cpu, contract, kernel, tuning, kvm, qemu, libvirt, network, storage, guest, windows)
 
 
 def catalogue() -> tuple[Check, ...]:

@@ -16,6 +16,7 @@ from . import (
     qemu,
     storage,
     system,
+    tuning,
     windows,
 )
 from . import contract as contracts
@@ -45,6 +46,7 @@ def sections(wish: boots.Wish, deadline: Deadline) -> List[Section]:
         ("libvirt", 40, lambda found: libvirt.look(contract(found))),
         ("storage", 40, lambda found: storage.look(contract(found))),
         ("network", 30, lambda found: network.look(contract(found))),
+        ("tuning", 5, lambda found: tuning.look(contract(found))),
         ("packages", 20, lambda found: inventory.packages(contract(found))),
         ("files", 20, lambda found: inventory.states(contract(found))),
         ("members", 10, lambda found: inventory.members(contract(found))),

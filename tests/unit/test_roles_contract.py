@@ -89,6 +89,7 @@ CASES: dict[str, dict[str, Any]] = {
         "kvmfleet_intents": {"configured": "abc", "container": "def"},
         "kernel_modules_options": {"kvm": {"halt_poll_ns": 0, "ignore_msrs": True}},
         "kernel_modules_cmdline": ["intel_iommu=on", "isolcpus=2-7,10"],
+        "kernel_modules_other_arguments": ["intel_iommu=on", "iommu=pt"],
         "qemu_kvm_extra_packages": ["qemu-block-extra"],
         "libvirt_extra_packages": ["lvm2"],
         "libvirt_qemu_settings": {"user": "guests", "max_files": 32768, "vnc_password": "geheim"},
@@ -202,7 +203,7 @@ def test_the_contract_holds_the_resolved_variables(answers: dict[str, dict[str, 
     assert "kvm_amd" not in decoded.modules
     assert all(decoded.modules[name].required for name in ("kvm", "kvm_intel", "vhost_net", "vhost_vsock", "tun"))
     assert {"qemu-block-extra", "lvm2"} <= set(decoded.packages)
-    assert decoded.cmdline == ("intel_iommu=on", "isolcpus=2-7,10")
+    assert decoded.cmdline == ("intel_iommu=on", "isolcpus=2-7,10", "iommu=pt")
     assert decoded.libvirt.settings["libvirtd.conf"] == {"max_clients": "500"}
     assert decoded.qemu.user == "guests"
 

@@ -13,8 +13,20 @@ pytestmark = [pytest.mark.vm, pytest.mark.timeout(2400)]
 
 # What only a reboot settles.
 ARGUMENT = "transparent_hugepage=never"
-WISHES = ("-e", json.dumps({"kernel_modules_cmdline": [ARGUMENT], "kernel_modules_reboot": "if-needed"}))
+# What is live at once, and what brings it back after the reboot.
+TUNING = {
+    "host_tuning_hugepages": [{"size": "2M", "pages": 16}],
+    "host_tuning_thp": {"defrag": "never"},
+    "host_tuning_ksm": "enabled",
+    "host_tuning_sysctls": {"vm.swappiness": 10},
+}
+WISHES = ("-e", json.dumps({"kernel_modules_cmdline": [ARGUMENT], "kernel_modules_reboot": "if-needed"} | TUNING))
 KERNEL = ("kernel.module", "kernel.persist", "kernel.options", "kernel.cmdline", "kernel.reboot")
+TUNED = ("tuning.hugepages", "tuning.thp", "tuning.ksm", "tuning.sysctl")
+LIVE = (
+    "cat /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages /sys/kernel/mm/ksm/run /proc/sys/vm/swappiness; "
+    "grep -c hugetlbfs /proc/mounts; grep -o never] /sys/kernel/mm/transparent_hugepage/defrag || true"
+)
 
 
 @pytest.fixture
@@ -59,6 +71,7 @@ def test_provision_hands_over_arguments_reboots_and_boots_a_guest_in_kvm(kvmflee
     assert on("lsmod | grep -c ^kvm_").strip() == "1"
     assert on("cat /proc/sys/kernel/random/boot_id") != before
     assert "[never]" in on("cat /sys/kernel/mm/transparent_hugepage/enabled")
+    assert on(LIVE).split() == ["16", "1", "10", "1", "never]"]
 
 
 def test_all_of_it_holds_after_a_reboot(kvmfleet, validate, on):
@@ -68,7 +81,7 @@ def test_all_of_it_holds_after_a_reboot(kvmfleet, validate, on):
     assert on("cat /proc/sys/kernel/random/boot_id") != before
     host, code = validate()
     proven(host)
-    assert [statuses(host)[check] for check in KERNEL] == ["pass"] * len(KERNEL), host["findings"]
+    assert {statuses(host)[check] for check in (*KERNEL, *TUNED)} == {"pass"}, host["findings"]
     assert code == 0
 
 
@@ -86,14 +99,16 @@ def test_the_second_provision_changes_nothing(kvmfleet, inventory):
     assert host["converged"]["changed"] == 0
 
 
-def test_an_option_becomes_live_without_a_reboot(kvmfleet, inventory, on):
+def test_an_option_becomes_live_without_a_reboot_and_what_left_the_inventory_is_given_back(kvmfleet, inventory, on):
     nested = "cat /sys/module/kvm_amd/parameters/nested /sys/module/kvm_intel/parameters/nested 2>/dev/null || true"
     assert on(nested).strip() in ("1", "Y")
-    only = ("--tags", "kernel_modules", "--boot", "none", "-e", "kernel_modules_nested=false")
-    done = kvmfleet("provision", "-i", inventory, *WISHES, *only, "--json")
+    only = ("--tags", "kernel_modules", "--tags", "host_tuning", "--boot", "none")
+    other = json.dumps({"kernel_modules_nested": False, "kernel_modules_cmdline": [ARGUMENT]})
+    done = kvmfleet("provision", "-i", inventory, *only, "-e", other, "--json")
     (host,) = json.loads(done.stdout)["hosts"]
     assert host["converged"]["outcome"] == "ok", host["converged"]
     assert on(nested).strip() in ("0", "N")
+    assert on(LIVE).split()[:3] == ["0", "0", "60"]
 
 
 def test_the_console_shows_the_login(kvmfleet, inventory):
