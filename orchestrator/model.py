@@ -35,6 +35,9 @@ __all__ = [
     "Storage",
     "Network",
     "Networks",
+    "Process",
+    "Firewall",
+    "Security",
     "Guest",
     "Windows",
     "Hugepages",
@@ -51,6 +54,8 @@ __all__ = [
     "PoolWish",
     "HugepagesWish",
     "TuningWish",
+    "FirewallWish",
+    "SecurityWish",
     "Contract",
     "Status",
     "Finding",
@@ -228,6 +233,7 @@ class Libvirt(msgspec.Struct, frozen=True):
     connected: bool = False
     error: Text = ""  # why not connected
     domain_types: Names = ()  # types that the capabilities offer for the host's own architecture
+    confined_by: Names = ()  # security models of the capabilities: selinux, apparmor, dac, none
     settings: Annotated[dict[Short, Table], msgspec.Meta(max_length=64)] = {}  # file -> key -> value, comments dropped
     stale: Names = ()  # daemons whose configuration is newer than their start
 
@@ -279,6 +285,55 @@ class Networks(msgspec.Struct, frozen=True):
     networks: Annotated[dict[Short, Network], msgspec.Meta(max_length=128)] = {}
     error: Text = ""  # why libvirt did not tell
     bridges: Annotated[dict[Short, Names], msgspec.Meta(max_length=64)] = {}  # of the contract, that are there -> ports
+
+
+class FileState(msgspec.Struct, frozen=True):
+    """A file that the contract names."""
+
+    exists: bool = False
+    sha256: Short = ""
+    mode: int = 0
+    owner: Short = ""
+    group: Short = ""
+
+
+class Process(msgspec.Struct, frozen=True):
+    """A QEMU that runs, as the kernel sees it."""
+
+    pid: int
+    name: Short = ""  # of the guest
+    user: Short = ""
+    uid: int = -1
+    label: Short = ""  # of SELinux or AppArmor, "" without either
+    sandboxed: bool = False  # the kernel filters its system calls, and more of them than the collector's
+
+
+class Firewall(msgspec.Struct, frozen=True):
+    """The rules of ours that are live, in the words of the contract."""
+
+    backend: Short = ""  # whose rules were asked for, "" for none
+    sets: Annotated[dict[Short, Names], msgspec.Meta(max_length=64)] = {}
+    rules: Names = ()
+    unit: Short = ""  # UnitFileState of what loads them at boot
+    closed_by: Names = ()  # chains of others that drop by their policy what reaches the host
+    ufw_installed: bool = False
+    ufw_active: bool = False
+    ufw: Names = ()  # "PORTS SOURCE" of what it lets in
+    error: Text = ""
+
+
+class Security(msgspec.Struct, frozen=True):
+    """What keeps guests apart, and who can reach libvirt."""
+
+    selinux: Short = ""  # enforcing, permissive, "" for none
+    apparmor: bool = False
+    booleans: Table = {}  # those the contract names: on, off
+    guests: Annotated[tuple[Process, ...], msgspec.Meta(max_length=1024)] = ()
+    sockets: Annotated[dict[Short, FileState], msgspec.Meta(max_length=64)] = {}  # through which guests can be changed
+    asks: Table = {}  # daemon -> auth_unix_rw, "" where its file does not say
+    polkit: bool = False
+    tcp: Annotated[tuple[int, ...], msgspec.Meta(max_length=64)] = ()  # ports of libvirt that others can reach
+    firewall: Firewall = Firewall()
 
 
 class Guest(msgspec.Struct, frozen=True):
@@ -344,16 +399,6 @@ class Tuning(msgspec.Struct, frozen=True):
     nohz_full: Short = ""
 
 
-class FileState(msgspec.Struct, frozen=True):
-    """A file that the contract names."""
-
-    exists: bool = False
-    sha256: Short = ""
-    mode: int = 0
-    owner: Short = ""
-    group: Short = ""
-
-
 class ContractSlot(msgspec.Struct, frozen=True):
     """/etc/kvmfleet/contract.json as it was found; the text is decoded by the judge's side."""
 
@@ -375,6 +420,7 @@ class Evidence(msgspec.Struct, frozen=True):
     libvirt: Libvirt = Libvirt()
     storage: Storage = Storage()
     network: Networks = Networks()
+    security: Security = Security()
     windows: Windows = Windows()
     guest: Guest = Guest()
     tuning: Tuning = Tuning()
@@ -468,6 +514,26 @@ class TuningWish(msgspec.Struct, frozen=True):
     isolated_cpus: Short = ""
 
 
+class FirewallWish(msgspec.Struct, frozen=True):
+    """Who may reach which ports, in the words of Firewall."""
+
+    backend: Short = ""  # nftables or firewalld, "" where ports are not guarded
+    sets: Annotated[dict[Short, Names], msgspec.Meta(max_length=64)] = {}
+    rules: Names = ()
+    ufw: Names = ()  # where it is installed
+
+
+class SecurityWish(msgspec.Struct, frozen=True):
+    """How guests are confined, and who may reach libvirt."""
+
+    svirt: Short = ""  # selinux, apparmor, none, "" where libvirt decides
+    sandbox: bool = False
+    socket_group: Short = ""  # that alone opens the sockets; "" as they are packaged
+    plain_tcp: bool = False
+    booleans: Table = {}
+    firewall: FirewallWish = FirewallWish()
+
+
 class Contract(msgspec.Struct, frozen=True):
     """What a host was told to be: written by the role host_contract, read back by the collector. Holds no secret."""
 
@@ -483,6 +549,7 @@ class Contract(msgspec.Struct, frozen=True):
     networks: Annotated[dict[Short, NetworkWish], msgspec.Meta(max_length=128)] = {}
     bridges: Annotated[dict[Short, Names], msgspec.Meta(max_length=64)] = {}  # of the host -> their ports
     tuning: TuningWish = TuningWish()
+    security: SecurityWish = SecurityWish()
     packages: Names = ()
     files: Annotated[dict[Short, FileWish], msgspec.Meta(max_length=512)] = {}
 

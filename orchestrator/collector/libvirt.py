@@ -68,7 +68,12 @@ def connection(uri: str) -> Dict[str, Any]:
         problem = re.sub(r"^error: ", "", answer.err.strip(), flags=re.MULTILINE).replace("\n", ": ")
         return {"connected": False, "error": problem or "exit {}".format(answer.code)}
     daemon = re.search(r"daemon: (\S+)", text)
-    return {"connected": True, "version": daemon.group(1) if daemon else "", "domain_types": domain_types(tag + xml)}
+    return {
+        "connected": True,
+        "version": daemon.group(1) if daemon else "",
+        "domain_types": domain_types(tag + xml),
+        "confined_by": confined_by(tag + xml),
+    }
 
 
 def domain_types(capabilities: str) -> List[str]:
@@ -83,6 +88,12 @@ def domain_types(capabilities: str) -> List[str]:
             for domain in offered.findall("domain")
         }
     )
+
+
+def confined_by(capabilities: str) -> List[str]:
+    """The security models that the driver for guests uses: selinux, apparmor, dac, none."""
+    root = ElementTree.fromstring(capabilities.strip())
+    return [model.text or "" for model in root.findall("host/secmodel/model")]
 
 
 def settings(wished: Dict[str, Any], folder: str = FOLDER) -> Dict[str, Dict[str, str]]:

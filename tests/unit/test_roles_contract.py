@@ -28,6 +28,9 @@ PLAYBOOK = """
 - hosts: all
   gather_facts: false
   connection: local
+  vars:
+    libvirt_other_qemu_settings: "{{ libvirt_security_qemu_settings }}"
+    libvirt_other_daemon_settings: "{{ libvirt_security_daemon_settings }}"
   tasks:
     - ansible.builtin.set_fact:
         cacheable: true # so that they are in ansible_facts
@@ -47,6 +50,11 @@ PLAYBOOK = """
     - ansible.builtin.fail:
         msg: "{{ __kernel_modules_machine_rules | selectattr('broken') | map(attribute='say') | join(' ') }}"
       when: __kernel_modules_machine_rules | selectattr('broken') | length > 0
+    - ansible.builtin.import_role: {name: libvirt_security, tasks_from: preflight}
+      tags: [never]
+    - ansible.builtin.fail:
+        msg: "{{ __libvirt_security_rules | selectattr('broken') | map(attribute='say') | join(' ') }}"
+      when: __libvirt_security_rules | selectattr('broken') | length > 0
     - ansible.builtin.import_role: {name: qemu_kvm, tasks_from: preflight}
     - ansible.builtin.import_role: {name: libvirt, tasks_from: preflight}
     - ansible.builtin.import_role: {name: host_contract, tasks_from: preflight}
@@ -66,6 +74,7 @@ KERNEL = {
     "stale": False,
     "arguments": False,
 }
+LSM = {"selinux": "", "apparmor": True, "firewalld": False}
 HOSTS = {
     "Alpine": {"distribution": "Alpine", "version": "3.22.1", "service_mgr": "openrc"},
     "Archlinux": {"distribution": "Archlinux", "version": "rolling"},
@@ -96,6 +105,31 @@ CASES: dict[str, dict[str, Any]] = {
         "libvirt_daemon_settings": {"max_clients": 500},
     },
     "container": {"facts": DEBIAN | {"tech": ["container", "docker"]}, "kernel_modules_cmdline": ["hugepages=8"]},
+    "guarded": {
+        "lsm": {"selinux": "enforcing", "apparmor": False},
+        "libvirt_security_migration_sources": ["192.0.2.0/24"],
+        "libvirt_security_selinux_booleans": {"virt_use_nfs": True},
+        "libvirt_qemu_settings": {"seccomp_sandbox": False},
+    },
+    "behind-firewalld": {"lsm": {"firewalld": True}, "libvirt_security_firewall": "firewalld"},
+    "lab-without-lsm": {
+        "kvmfleet_profile": "lab",
+        "lsm": {"apparmor": False},
+        "libvirt_security_svirt": "apparmor",
+        "libvirt_security_user": "root",
+    },
+    "container-without-lsm": {"facts": DEBIAN | {"tech": ["container"]}, "lsm": {"apparmor": False}},
+    "no-lsm": {"lsm": {"apparmor": False}},
+    "no-selinux": {"libvirt_security_svirt": "selinux"},
+    "no-apparmor-in-container": {
+        "facts": DEBIAN | {"tech": ["container"]},
+        "lsm": {"apparmor": False},
+        "libvirt_security_svirt": "apparmor",
+    },
+    "permissive": {"lsm": {"selinux": "permissive"}},
+    "root": {"libvirt_qemu_settings": {"user": "root"}},
+    "bad-sources": {"libvirt_security_migration_sources": ["hv1"], "libvirt_security_closed_ports": ["20-30"]},
+    "ssh-elsewhere": {"ansible_port": 5922},
     "text-lists": {"libvirt_users": "admin", "libvirt_qemu_settings": "max_files=1"},
     "bad-settings": {"libvirt_qemu_settings": {"max_files": 1.5}, "libvirt_daemon_settings": {"tls_port": "1"}},
     "bad-modules": {"kernel_modules_extra": ["vhost-net"], "kernel_modules_options": {"kvm": 1}},
@@ -117,9 +151,14 @@ CASES: dict[str, dict[str, Any]] = {
 def variables(case: dict[str, Any]) -> dict[str, Any]:
     looks = {
         "__kernel_modules_look": {"stdout": json.dumps(KERNEL | case.get("look", {}))},
+        "__libvirt_security_look": {"stdout": json.dumps(LSM | case.get("lsm", {}))},
         "__libvirt_look": {"stdout": json.dumps({"units": {}, "unknown": []})},
     }
-    return {"facts": DEBIAN, "qemu_kvm_install": False} | looks | {key: case[key] for key in case if key != "look"}
+    return (
+        {"facts": DEBIAN, "qemu_kvm_install": False}
+        | looks
+        | {key: case[key] for key in case if key not in ("look", "lsm")}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -199,19 +238,57 @@ def test_the_contract_holds_the_resolved_variables(answers: dict[str, dict[str, 
     decoded = contract(answers, "configured")
     assert (decoded.profile, decoded.intent_digest) == ("multi-tenant", "abc")
     assert decoded.modules["kvm"].options == {"halt_poll_ns": "0", "ignore_msrs": "1"}
-    assert decoded.modules["kvm_intel"].options == {"nested": "1"}
+    assert contract(answers, "Debian_13").modules["kvm_intel"].options == {"nested": "1"}
     assert "kvm_amd" not in decoded.modules
     assert all(decoded.modules[name].required for name in ("kvm", "kvm_intel", "vhost_net", "vhost_vsock", "tun"))
     assert {"qemu-block-extra", "lvm2"} <= set(decoded.packages)
     assert decoded.cmdline == ("intel_iommu=on", "isolcpus=2-7,10", "iommu=pt")
-    assert decoded.libvirt.settings["libvirtd.conf"] == {"max_clients": "500"}
+    assert decoded.libvirt.settings["libvirtd.conf"]["max_clients"] == "500"
     assert decoded.qemu.user == "guests"
+
+
+def test_guests_are_confined_with_what_the_kernel_has(answers: dict[str, dict[str, Any]]) -> None:
+    decoded = contract(answers, "configured")
+    assert decoded.security.svirt == "apparmor"
+    assert decoded.security.socket_group == "libvirt"
+    assert decoded.libvirt.settings["qemu.conf"]["security_driver"] == '"apparmor"'
+    assert decoded.libvirt.settings["qemu.conf"]["security_require_confined"] == "1"
+    assert decoded.libvirt.settings["libvirtd.conf"]["auth_unix_rw"] == '"none"'
+    guarded = contract(answers, "guarded")
+    assert guarded.security.svirt == "selinux"
+    assert guarded.security.booleans == {"virt_use_nfs": "on"}
+    assert guarded.security.socket_group == ""
+
+
+def test_the_users_own_setting_wins_over_that_of_another_role(answers: dict[str, dict[str, Any]]) -> None:
+    assert contract(answers, "guarded").libvirt.settings["qemu.conf"]["seccomp_sandbox"] == "0"
+    assert contract(answers, "Debian_13").libvirt.settings["qemu.conf"]["seccomp_sandbox"] == "1"
+
+
+def test_guests_of_strangers_run_no_guests_of_their_own(answers: dict[str, dict[str, Any]]) -> None:
+    assert contract(answers, "configured").modules["kvm_intel"].options == {"nested": "0"}
+
+
+def test_ports_are_guarded_where_sources_or_strangers_are(answers: dict[str, dict[str, Any]]) -> None:
+    assert contract(answers, "Debian_13").security.firewall.backend == ""
+    guarded = contract(answers, "guarded")
+    assert guarded.security.firewall.sets["sources4"] == ("192.0.2.0/24",)
+    assert guarded.files["/etc/kvmfleet/firewall.nft"].sha256
+    assert contract(answers, "configured").security.firewall.backend == "nftables"
+    assert contract(answers, "behind-firewalld").security.firewall.backend == "firewalld"
+
+
+@pytest.mark.parametrize("host", ["lab-without-lsm", "container-without-lsm"])
+def test_where_nothing_can_confine_nothing_is_set(answers: dict[str, dict[str, Any]], host: str) -> None:
+    decoded = contract(answers, host)
+    assert decoded.security.svirt == ""
+    assert not [key for key in decoded.libvirt.settings["qemu.conf"] if key.startswith("security_")]
 
 
 def test_a_password_is_not_in_the_contract(answers: dict[str, dict[str, Any]]) -> None:
     document = answers["configured"]["msg"]["contract"]
     assert "geheim" not in json.dumps(document)
-    assert set(document["libvirt"]["settings"]["qemu.conf"]) == {"user", "max_files"}
+    assert {"user", "max_files"} <= set(document["libvirt"]["settings"]["qemu.conf"])
 
 
 def test_managed_files_are_promised_with_their_digest(answers: dict[str, dict[str, Any]]) -> None:
@@ -226,7 +303,7 @@ def test_files_of_modules_are_what_the_kernel_tools_read(answers: dict[str, dict
     files = answers["configured"]["msg"]["files"]
     plain = {path: [line for line in text.splitlines() if not line.startswith("#")] for path, text in files.items()}
     assert plain == {
-        "/etc/modprobe.d/kvmfleet.conf": ["options kvm_intel nested=1", "options kvm halt_poll_ns=0 ignore_msrs=1"],
+        "/etc/modprobe.d/kvmfleet.conf": ["options kvm_intel nested=0", "options kvm halt_poll_ns=0 ignore_msrs=1"],
         "/etc/modules-load.d/kvmfleet.conf": ["kvm", "kvm_intel", "vhost_net", "vhost_vsock", "tun"],
     }
 
@@ -255,6 +332,13 @@ def test_a_container_need_not_have_the_modules_and_the_arguments(answers: dict[s
         ("no-flags", ["vmx nor svm", "firmware", "power the machine off and on", "lab"]),
         ("no-node-in-container", ["in this container", "of its host"]),
         ("no-node-on-arm", ["exception level 2"]),
+        ("no-lsm", ["Neither SELinux nor AppArmor", "apparmor=1", "libvirt_security_svirt: none"]),
+        ("no-selinux", ["is selinux, but this kernel runs without", "labels before anything is enforced"]),
+        ("no-apparmor-in-container", ["is apparmor, but this container cannot load profiles", "another machine's"]),
+        ("permissive", ["SELinux is permissive", "ausearch", "setenforce 1"]),
+        ("root", ["QEMU would run as root", "libvirt_qemu_settings"]),
+        ("bad-sources", ["hv1 is no network", "Port 22 carries ssh"]),
+        ("ssh-elsewhere", ["Port 5922 carries ssh"]),
         ("no-module", ["6.12.0 has no module vhost_vsock", "reboot", "kernel_modules_extra"]),
     ],
 )

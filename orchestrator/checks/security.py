@@ -1,0 +1,235 @@
+"""Are guests kept apart, and is libvirt out of strangers' reach?"""
+
+from __future__ import annotations
+
+from orchestrator.checks.contract import PROVISION
+from orchestrator.checks.registry import Case, check, failed, not_applicable, passed, plain, warned
+from orchestrator.model import Finding, Firewall, FirewallWish, Module, Process, SecurityWish
+
+NAMES = {"selinux": "SELinux", "apparmor": "AppArmor"}
+SEEN_BEFORE = "End those guests and start them again: they were started before that was set."
+
+
+def _called(guests: list[Process]) -> str:
+    return ", ".join(guest.name or f"process {guest.pid}" for guest in guests[:5]) + (", ..." if guests[5:] else "")
+
+
+def _confined(guest: Process, how: str) -> bool:
+    if how == "selinux":
+        return ":svirt" in guest.label
+    return guest.label.startswith("libvirt-") and guest.label.endswith("(enforce)")
+
+
+@check(
+    "security.svirt",
+    "Guests are confined",
+    sections=("security", "libvirt", "system"),
+    requires=("contract.present", "libvirt.connect"),
+    lab_warns=True,
+    proves="SELinux or AppArmor keeps every guest away from the host and the others, and libvirt starts none without.",
+    how="The security models in libvirt's capabilities, SELinux's mode, and the label of every QEMU that runs.",
+    todo="Off in the kernel: boot with apparmor=1 security=apparmor, or selinux=1 security=selinux. Permissive: "
+    f"`setenforce 1`. A guest that is not confined: end and start it. libvirt without it: {PROVISION}",
+)
+def svirt(case: Case) -> Finding:
+    wish, found = case.wishes.security, case.evidence.security
+    if wish.svirt in NAMES:
+        name, models = NAMES[wish.svirt], case.evidence.libvirt.confined_by
+        if wish.svirt not in models:
+            seen = ", ".join(models) or "nothing"
+            why = f"Restart the libvirt daemon, which looks for {name} when it starts. {PROVISION}"
+            return failed(f"libvirt confines guests with {seen}, not {name}", expected=wish.svirt, seen=seen, fix=why)
+        if wish.svirt == "selinux" and found.selinux != "enforcing":
+            fix = "Run `setenforce 1`, and set SELINUX=enforcing in /etc/selinux/config."
+            return failed(f"SELinux is {found.selinux or 'off'}", expected="enforcing", seen=found.selinux, fix=fix)
+        loose = [guest for guest in found.guests if not _confined(guest, wish.svirt)]
+        if loose:
+            return failed(
+                f"not confined by {name}: {_called(loose)}",
+                expected="a label of its own for every guest",
+                seen=loose[0].label or "no label",
+                fix=SEEN_BEFORE,
+            )
+        return passed(f"{name} confines guests, of which {len(found.guests)} run")
+    if wish == SecurityWish() or case.profile == "lab":
+        return not_applicable("not asked for")
+    if case.evidence.system.container and not wish.svirt:
+        return not_applicable("a container's kernel is another machine's")
+    summary = "nothing keeps guests apart: " + (
+        "declared so" if wish.svirt else "this kernel has no SELinux or AppArmor"
+    )
+    return warned(summary, expected="SELinux or AppArmor", seen="neither", fix="Boot with one of them, and provision.")
+
+
+@check(
+    "security.user",
+    "Guests do not run as root",
+    sections=("security",),
+    requires=("contract.present",),
+    lab_warns=True,
+    proves="A guest that breaks out of QEMU is not root.",
+    how="The user of the contract, and the owner of every QEMU process that runs.",
+    todo="Take user = root out of qemu.conf and the inventory, provision, then end and start those guests.",
+)
+def user(case: Case) -> Finding:
+    mighty = [guest for guest in case.evidence.security.guests if guest.uid == 0]
+    wished = case.wishes.qemu.user
+    if wished in ("root", "0", "+0"):
+        fix = "Take it out of libvirt_security_user and libvirt_qemu_settings, and provision."
+        return failed("QEMU is told to run as root", expected="a user of its own", seen=wished, fix=fix)
+    if mighty:
+        return failed(f"runs as root: {_called(mighty)}", expected=wished, seen="root", fix=SEEN_BEFORE)
+    return passed(f"guests run as {wished or 'the user of the platform'}")
+
+
+@check(
+    "security.sandbox",
+    "QEMU runs in its sandbox",
+    sections=("security", "libvirt"),
+    requires=("contract.present",),
+    proves="The kernel refuses QEMU the system calls that no guest needs.",
+    how="seccomp_sandbox in qemu.conf, and whether the kernel filters the system calls of every QEMU that runs.",
+    todo=f"Not set: {PROVISION} A guest without it: end and start it.",
+)
+def sandbox(case: Case) -> Finding:
+    if not case.wishes.security.sandbox:
+        return not_applicable("not asked for")
+    set_to = case.evidence.libvirt.settings.get("qemu.conf", {}).get("seccomp_sandbox", "")
+    if plain(set_to) != "1":
+        return failed(
+            f"seccomp_sandbox is {set_to or 'not set'}", expected="1", seen=set_to, fix=f"In qemu.conf. {PROVISION}"
+        )
+    guests = case.evidence.security.guests
+    loose = [guest for guest in guests if not guest.sandboxed]
+    if loose:
+        summary = f"without a sandbox: {_called(loose)}"
+        return failed(summary, expected="a filter of system calls", seen="none", fix=SEEN_BEFORE)
+    return passed(f"on, and {len(guests)} guests run in it")
+
+
+@check(
+    "security.sockets",
+    "Only those who may can open libvirt's sockets",
+    sections=("security",),
+    requires=("contract.present", "libvirt.daemon"),
+    proves="Who opens a socket for changing guests is asked by polkit, or is root or in the group of the contract; and "
+    "libvirt does not listen on plain TCP.",
+    how="Mode and group of the sockets in /run/libvirt, auth_unix_rw of the daemon, and /proc/net/tcp for port 16509.",
+    todo=f"{PROVISION} It gives the sockets their mode without a restart, and masks the units of plain TCP.",
+)
+def sockets(case: Case) -> Finding:
+    wish, found = case.wishes.security, case.evidence.security
+    if 16509 in found.tcp and not wish.plain_tcp:
+        fix = (
+            f"Run `systemctl disable --now libvirtd-tcp.socket virtproxyd-tcp.socket`, restart the daemon. {PROVISION}"
+        )
+        return failed("libvirt listens on plain TCP, port 16509", expected="no listener", seen="16509", fix=fix)
+    asks = found.asks.get("libvirtd" if case.wishes.libvirt.family == "monolithic" else "virtqemud", "")
+    wide = [path for path, socket in found.sockets.items() if socket.mode & 0o002]
+    if wide and asks == "none":
+        return failed(
+            f"everybody on this host is root through {wide[0]}: its mode is open and auth_unix_rw is none",
+            expected="polkit, or mode 0660",
+            seen=f"mode {found.sockets[wide[0]].mode:04o}, none",
+            fix=f"Take auth_unix_rw out of the daemon's file, or set libvirt_security_access to group. {PROVISION}",
+        )
+    if wish.socket_group:
+        wrong = [
+            f"{path} has mode {socket.mode:04o} and group {socket.group}"
+            for path, socket in found.sockets.items()
+            if socket.mode & 0o007 or (socket.mode & 0o070 and socket.group not in (wish.socket_group, "root"))
+        ]
+        if wrong:
+            expected = f"mode 0660, group {wish.socket_group}"
+            return failed("; ".join(wrong), expected=expected, seen=wrong[0], fix=PROVISION)
+        return passed(f"{len(found.sockets)} sockets are open to root and the group {wish.socket_group}")
+    if wide and case.wishes.libvirt.users and not found.polkit:
+        fix = "Install polkit, or set libvirt_security_access to group and provision."
+        return warned(f"no polkit here lets {', '.join(case.wishes.libvirt.users)} in", expected="polkit", fix=fix)
+    return passed(f"{len(found.sockets)} sockets, and polkit is asked" if wide else f"{len(found.sockets)} sockets")
+
+
+@check(
+    "security.firewall",
+    "The guarded ports are open to the sources alone",
+    sections=("security",),
+    requires=("contract.present",),
+    proves="Ports for migration and TLS are open to the hosts of the contract, and closed to everybody else together "
+    "with those of plain TCP and the guests' screens; now and after a boot.",
+    how="`nft list table inet kvmfleet` and the unit that loads it, or firewalld's policy kvmfleet; and ufw's rules.",
+    todo="Gone after `nft flush ruleset`: `systemctl restart kvmfleet-firewall`. Changed: provision, or put the change "
+    "into libvirt_security_migration_sources.",
+)
+def firewall(case: Case) -> Finding:
+    wish, found = case.wishes.security.firewall, case.evidence.security.firewall
+    if not wish.backend:
+        return not_applicable("no ports are guarded")
+    if found.error:
+        again = "systemctl restart kvmfleet-firewall" if wish.backend == "nftables" else "systemctl restart firewalld"
+        fix = f"Run `{again}`. {PROVISION}"
+        return failed(f"the rules are not there: {found.error}", expected=wish.backend, seen="nothing", fix=fix)
+    wrong = _differences(wish, found)
+    if wrong:
+        return failed("; ".join(wrong[:5]), expected="as in the contract", seen=f"{len(wrong)} changed", fix=PROVISION)
+    if wish.backend == "nftables" and found.unit != "enabled":
+        seen = found.unit or "absent"
+        fix = f"Run `systemctl enable kvmfleet-firewall`. {PROVISION}"
+        return failed("no unit loads the rules at boot", expected="enabled", seen=seen, fix=fix)
+    return passed(f"{wish.backend} has its {len(wish.rules)} rules{_beside(found)}")
+
+
+def _differences(wish: FirewallWish, found: Firewall) -> list[str]:
+    wrong = [
+        f"{name} has {', '.join(found.sets.get(name, ())) or 'nothing'}, not {', '.join(elements) or 'nothing'}"
+        for name, elements in wish.sets.items()
+        if sorted(found.sets.get(name, ())) != sorted(elements)
+    ]
+    wrong += [f"lacks the rule {rule}" for rule in wish.rules if rule not in found.rules]
+    wrong += [f"has the rule {rule}" for rule in found.rules if rule not in wish.rules]
+    if not wrong and found.rules != wish.rules and wish.backend == "nftables":
+        wrong.append("the rules are in another order")
+    if found.ufw_installed:
+        wrong += [f"ufw lacks {rule}" for rule in wish.ufw if rule not in found.ufw]
+    return wrong
+
+
+def _beside(found: Firewall) -> str:
+    """Who else filters; what a chain drops by its policy no table can open."""
+    others = [
+        name for name in found.closed_by if not (found.ufw_active and name in ("ip filter INPUT", "ip6 filter INPUT"))
+    ]
+    ufw = ", and ufw lets the sources in" if found.ufw_active and found.ufw else ""
+    return ufw + (f"; {', '.join(others)} drops what it does not accept itself" if others else "")
+
+
+@check(
+    "security.nested",
+    "Guests of strangers run no guests of their own",
+    sections=("kernel", "system"),
+    requires=("contract.present", "kernel.module"),
+    lab_warns=True,
+    proves="In the profile multi-tenant guests do not see the part of KVM that is for hypervisors.",
+    how="The option nested of kvm_intel or kvm_amd as it is live.",
+    todo="Set kernel_modules_nested to false, provision, and end the guests or reboot where the modules are in use.",
+)
+def nested(case: Case) -> Finding:
+    if case.profile != "multi-tenant":
+        return not_applicable("guests are not strangers' in this profile")
+    modules = case.evidence.kernel.modules
+    values = {name: modules.get(name, Module()).params.get("nested", "") for name in ("kvm_intel", "kvm_amd")}
+    on = [name for name, value in values.items() if plain(value) == "1"]
+    if not on:
+        return passed("off" if any(values.values()) else "no module here could nest")
+    asked = [
+        name
+        for name in on
+        if name in case.wishes.modules and plain(case.wishes.modules[name].options.get("nested", "")) == "1"
+    ]
+    fix = "Set kernel_modules_nested to false and provision; a module that is in use needs a reboot."
+    if asked or case.evidence.system.container:
+        why = "declared so" if asked else "of the kernel that this container shares"
+        return warned(f"{', '.join(on)} nests, {why}", expected="0", seen="1", fix=fix)
+    return failed(f"{', '.join(on)} nests", expected="0", seen="1", fix=fix)
+
+
+CHECKS = (svirt, user, sandbox, sockets, firewall, nested)
