@@ -181,6 +181,7 @@ def _environment(folder: Path, fleet: Fleet) -> dict[str, str]:
         # The user's own, which come before, win.
         "ANSIBLE_SSH_EXTRA_ARGS": f"{settings.ssh_extra_args} {SILENCE}".strip(),
         "ANSIBLE_LOCAL_TEMP": str(folder / "tmp"),
+        "KVMFLEET_STATE_DIR": str(paths.state().absolute()),  # the role libvirt_remote finds the CA there
         "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "True",
         # Nobody is at the terminal that ansible-runner makes: a question would wait for ever.
         "ANSIBLE_ASK_PASS": "False",

@@ -21,8 +21,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from orchestrator import paths
-from orchestrator.errors import LabError, StoreError
+from orchestrator import paths, pki
+from orchestrator.errors import LabError, PkiError, StoreError
 from orchestrator.lab import accelerator, prerequisites
 from orchestrator.store import Store
 from orchestrator.text import printable
@@ -35,10 +35,11 @@ LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 PYTHONS = ((3, 11), (3, 14))
 ANSIBLE_CORE = (2, 19)  # of ansible 12, the oldest that runs on Python 3.11 and knows the roles' syntax
 MODULES = (
-    *("ansible", "ansible_runner", "asyncssh", "click", "msgspec", "platformdirs", "qemu.qmp", "rich", "sqlalchemy"),
-    "yaml",
+    *("ansible", "ansible_runner", "asyncssh", "click", "cryptography", "msgspec", "platformdirs", "qemu.qmp", "rich"),
+    *("sqlalchemy", "yaml"),
 )
 STATE_MIB = 200
+CA_DAYS = 365  # certificates of hosts live so long, and none outlives its CA
 CACHE_MIB = 4096  # two images, their archives, and two hosts
 
 
@@ -64,6 +65,7 @@ def problems() -> tuple[Problem, ...]:
         *folder(paths.state(), STATE_MIB, level="error"),
         *folder(paths.cache(), CACHE_MIB, level="note"),
         *history(paths.history()),
+        *authority(paths.pki()),
         *clock(),
         *lab(),
     ]
@@ -230,6 +232,29 @@ def history(file: Path) -> Iterator[Problem]:
             store.runs(limit=1)
     except StoreError as e:
         yield Problem("warning", e.message, e.hint)
+
+
+def authority(path: Path, now_s: Callable[[], float] = time.time) -> Iterator[Problem]:
+    """The fleet's CA: one that ends takes every host's certificate with it. No CA is no problem."""
+    if not path.exists():
+        return
+    try:
+        found = pki.status(path)
+    except PkiError as e:
+        yield Problem("warning", e.message, e.hint)
+        return
+    if not found.private:
+        yield Problem(
+            "error",
+            f"{path / pki.KEY} can be read by others, who could sign certificates with it.",
+            f"chmod 600 {path / pki.KEY}; and if somebody may have read it, make a new CA.",
+        )
+    if (days := found.days_left(now_s())) < CA_DAYS:
+        yield Problem(
+            "warning",
+            f"The CA {path / pki.CERTIFICATE} is valid for {days} days.",
+            f"Move {path} away, then `kvmfleet pki init` and `kvmfleet provision` for all hosts that offer tls.",
+        )
 
 
 def clock(now_s: Callable[[], float] = time.time, built: Path = Path(__file__)) -> Iterator[Problem]:

@@ -6,6 +6,7 @@
       LockedError                 another run holds the fleet
       ConvergeError               Ansible could not be run at all (a failed playbook is a value, not an error)
       StoreError                  the history cannot be read or written
+      PkiError                    the fleet's CA cannot be made or read
       AssetError                  what a guest boots from cannot be fetched
       LabError                    the lab cannot be made, changed or removed
         MissingPackagesError      ... because system packages are missing
@@ -24,6 +25,7 @@ __all__ = [
     "LockedError",
     "ConvergeError",
     "StoreError",
+    "PkiError",
     "AssetError",
     "LabError",
     "MissingPackagesError",
@@ -63,6 +65,10 @@ class ConvergeError(KvmfleetError):
 
 class StoreError(KvmfleetError):
     """The history cannot be read or written."""
+
+
+class PkiError(KvmfleetError):
+    """The fleet's CA cannot be made or read."""
 
 
 class AssetError(KvmfleetError):

@@ -38,6 +38,9 @@ __all__ = [
     "Process",
     "Firewall",
     "Security",
+    "Certificate",
+    "Peer",
+    "Remote",
     "Guest",
     "Windows",
     "Hugepages",
@@ -56,6 +59,8 @@ __all__ = [
     "TuningWish",
     "FirewallWish",
     "SecurityWish",
+    "CertificateWish",
+    "RemoteWish",
     "Contract",
     "Status",
     "Finding",
@@ -336,6 +341,34 @@ class Security(msgspec.Struct, frozen=True):
     firewall: Firewall = Firewall()
 
 
+class Certificate(msgspec.Struct, frozen=True):
+    """A certificate with its key and its CA, as one program reads them."""
+
+    error: Text = ""  # why a handshake with them on both ends failed, "" when it did not
+    sha256: Short = ""  # fingerprint
+    subject: Text = ""
+    names: Annotated[tuple[Text, ...], msgspec.Meta(max_length=256)] = ()  # that it is valid for
+    not_before_s: int = 0  # since the epoch
+    not_after_s: int = 0
+    key_mode: int = 0
+    key_owner: Short = ""
+    ca_sha256: Short = ""  # of the text of the CA's file, without white space around it
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """A host that was asked over TLS, from this one."""
+
+    error: Text = ""  # why its libvirt cannot be used from here
+    sha256: Short = ""  # fingerprint of the certificate that it showed
+
+
+class Remote(msgspec.Struct, frozen=True):
+    """What the TLS of the contract is in truth."""
+
+    certificates: Annotated[dict[Short, Certificate], msgspec.Meta(max_length=32)] = {}  # by its path
+    peers: Annotated[dict[Short, Peer], msgspec.Meta(max_length=32)] = {}  # by name, this host itself among them
+
+
 class Guest(msgspec.Struct, frozen=True):
     """A transient libvirt domain. Unusable: what should be booted boots nowhere, so nothing was learned."""
 
@@ -421,6 +454,7 @@ class Evidence(msgspec.Struct, frozen=True):
     storage: Storage = Storage()
     network: Networks = Networks()
     security: Security = Security()
+    remote: Remote = Remote()
     windows: Windows = Windows()
     guest: Guest = Guest()
     tuning: Tuning = Tuning()
@@ -534,6 +568,28 @@ class SecurityWish(msgspec.Struct, frozen=True):
     firewall: FirewallWish = FirewallWish()
 
 
+class CertificateWish(msgspec.Struct, frozen=True):
+    """Where a program looks for its certificate, and who reads the key."""
+
+    ca: Short
+    certificate: Short
+    key: Short
+    owner: Short = "root"
+
+
+class RemoteWish(msgspec.Struct, frozen=True):
+    """How other machines reach libvirt. Without a contract, and where only ssh is wanted, nothing is promised."""
+
+    transports: Names = ()
+    names: Names = ()  # that the certificates are for; the first is the host's own in the inventory
+    peers: Names = ()  # that must answer this host
+    sockets: Names = ()
+    addresses: Names = ()  # to listen on; empty for all
+    port: int = 16514
+    ca_sha256: Short = ""  # "" where the CA is not the fleet's
+    certificates: Annotated[tuple[CertificateWish, ...], msgspec.Meta(max_length=32)] = ()
+
+
 class Contract(msgspec.Struct, frozen=True):
     """What a host was told to be: written by the role host_contract, read back by the collector. Holds no secret."""
 
@@ -550,6 +606,7 @@ class Contract(msgspec.Struct, frozen=True):
     bridges: Annotated[dict[Short, Names], msgspec.Meta(max_length=64)] = {}  # of the host -> their ports
     tuning: TuningWish = TuningWish()
     security: SecurityWish = SecurityWish()
+    remote: RemoteWish = RemoteWish()
     packages: Names = ()
     files: Annotated[dict[Short, FileWish], msgspec.Meta(max_length=512)] = {}
 

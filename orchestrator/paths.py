@@ -16,13 +16,18 @@ def content() -> Path:
 
 
 def state() -> Path:
-    """History, locks and labs. `KVMFLEET_STATE_DIR` moves it; otherwise as the XDG base directories say."""
+    """History, locks, labs and the CA. `KVMFLEET_STATE_DIR` moves it; otherwise as the XDG base directories say."""
     return Path(os.environ.get("KVMFLEET_STATE_DIR") or platformdirs.user_state_dir("kvmfleet"))
 
 
 def history() -> Path:
     """The database of runs."""
     return state() / "history.sqlite3"
+
+
+def pki() -> Path:
+    """The fleet's CA, and what it issued. The role libvirt_remote looks at the same place."""
+    return state() / "pki"
 
 
 def cache() -> Path:

@@ -12,6 +12,7 @@ from orchestrator.checks import (
     libvirt,
     network,
     qemu,
+    remote,
     security,
     storage,
     tuning,
@@ -22,7 +23,7 @@ from orchestrator.checks.registry import Check, Topic
 __all__ = ["catalogue", "explain", "markdown", "topics"]
 
 # The chain: what is further down cannot work where something further up does not.
-GROUPS = (host, cpu, contract, kernel, tuning, kvm, qemu, libvirt, security, network, storage, guest, windows)
+GROUPS = (host, cpu, contract, kernel, tuning, kvm, qemu, libvirt, security, remote, network, storage, guest, windows)
 
 
 def catalogue() -> tuple[Check, ...]:

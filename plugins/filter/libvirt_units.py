@@ -78,6 +78,7 @@ def plan(seen: Mapping[str, Standing], asked: str, usual: str, *, systemd: bool)
 
     `seen` holds the units that exist, `asked` is a family or auto, `usual` is the platform's family. A host that has
     neither family yet, as in check mode before the first run, gets the plan of the one it will have, without moves.
+    `readers` are the daemons that run and have read the settings of their files.
     """
     family = choose(seen, asked, usual, systemd=systemd)
     wanted = {
@@ -86,7 +87,13 @@ def plan(seen: Mapping[str, Standing], asked: str, usual: str, *, systemd: bool)
     }
     main = services(family, systemd=systemd)[0]
     moves = [*leave(seen, family, systemd=systemd), *enter(seen, wanted, systemd=systemd)]
-    return {"family": family, "main": main, "present": main in seen, "moves": moves, **wanted}
+    readers = [name for name in (main, *proxies(family)) if seen.get(name, {}).get("active")]
+    return {"family": family, "main": main, "present": main in seen, "moves": moves, "readers": readers, **wanted}
+
+
+def proxies(family: str) -> list[str]:
+    """The services through which other machines reach a family, where those are not its first."""
+    return [name + ".service" for name in PROXIES[family]]
 
 
 def choose(seen: Mapping[str, Standing], asked: str, usual: str, *, systemd: bool) -> str:

@@ -7,13 +7,14 @@ import json
 import re
 import socket
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator import doctor
+from orchestrator import doctor, pki
 from orchestrator.errors import LabError
 from orchestrator.lab.accelerator import Accelerator
 from orchestrator.store import Store
@@ -256,3 +257,15 @@ def test_what_a_lab_lacks_is_only_a_note(tmp_path: Path, difference: dict[str, A
 def test_missing_packages_come_with_the_command_that_installs_them(tmp_path: Path) -> None:
     (problem,) = machine(tmp_path, missing=lambda _: ("mmdebstrap", "nftables"))
     assert re.search(r"apt-get install .*mmdebstrap nftables", problem.fix)
+
+
+def test_a_ca_that_ends_or_is_open_to_others_is_a_problem(tmp_path: Path) -> None:
+    assert not list(doctor.authority(tmp_path / "none"))
+    pki.init(tmp_path / "pki", days=400)
+    assert not list(doctor.authority(tmp_path / "pki"))
+    (tmp_path / "pki/ca.key").chmod(0o644)
+    open_to_others, ends = doctor.authority(tmp_path / "pki", lambda: time.time() + 100 * 86400)
+    assert (open_to_others.level, ends.level) == ("error", "warning")
+    assert "299 days" in ends.what
+    (tmp_path / "pki/ca.pem").write_text("nonsense")
+    assert [problem.level for problem in doctor.authority(tmp_path / "pki")] == ["warning"]

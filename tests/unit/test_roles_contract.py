@@ -18,6 +18,7 @@ import msgspec
 import pytest
 import yaml
 
+from orchestrator import pki
 from orchestrator.model import SCHEMA, Contract
 
 pytestmark = pytest.mark.ansible
@@ -31,6 +32,7 @@ PLAYBOOK = """
   vars:
     libvirt_other_qemu_settings: "{{ libvirt_security_qemu_settings }}"
     libvirt_other_daemon_settings: "{{ libvirt_security_daemon_settings }}"
+    libvirt_other_remote_settings: "{{ libvirt_remote_daemon_settings }}"
   tasks:
     - ansible.builtin.set_fact:
         cacheable: true # so that they are in ansible_facts
@@ -57,6 +59,7 @@ PLAYBOOK = """
       when: __libvirt_security_rules | selectattr('broken') | length > 0
     - ansible.builtin.import_role: {name: qemu_kvm, tasks_from: preflight}
     - ansible.builtin.import_role: {name: libvirt, tasks_from: preflight}
+    - ansible.builtin.import_role: {name: libvirt_remote, tasks_from: preflight}
     - ansible.builtin.import_role: {name: host_contract, tasks_from: preflight}
     - ansible.builtin.debug:
         msg:
@@ -138,6 +141,32 @@ CASES: dict[str, dict[str, Any]] = {
     "bad-reboot": {"kernel_modules_reboot": "always"},
     "bad-profile": {"kvmfleet_profile": "prod"},
     "bad-family": {"libvirt_family": "modern"},
+    "remote": {
+        "libvirt_remote_transports": ["ssh", "tls"],
+        "ansible_host": "192.0.2.11",
+        "libvirt_remote_peers": ["remote", "hv2"],
+        "libvirt_remote_addresses": ["192.0.2.11"],
+        "libvirt_remote_ca_passphrase": "geheim",
+        "libvirt_daemon_settings": {"max_clients": 500},
+    },
+    "remote-modular": {
+        "facts": HOSTS["RedHat_9"],
+        "libvirt_remote_transports": ["tls"],
+        "libvirt_remote_ca_passphrase": "geheim",
+        "libvirt_remote_allowed_dns": ["O=me,CN=*"],
+    },
+    "bad-transport": {"libvirt_remote_transports": ["tcp"]},
+    "bad-remote": {"libvirt_remote_names": ["-x"], "libvirt_remote_addresses": ["hv1"], "libvirt_remote_days": 0},
+    "half-a-certificate": {"libvirt_remote_transports": ["tls"], "libvirt_remote_key": "/etc/ssl/hv1.key"},
+    "no-such-certificate": {
+        "libvirt_remote_transports": ["tls"],
+        "libvirt_remote_ca_certificate": "/nowhere/ca.pem",
+        "libvirt_remote_certificate": "/nowhere/hv1.pem",
+        "libvirt_remote_key": "/nowhere/hv1.key",
+    },
+    "remote-openrc": {"facts": HOSTS["Alpine"], "libvirt_remote_transports": ["tls"]},
+    "no-ca": {"libvirt_remote_transports": ["tls"], "libvirt_remote_pki": "/nowhere"},
+    "wrong-passphrase": {"libvirt_remote_transports": ["tls"], "libvirt_remote_ca_passphrase": "falsch"},
     "unknown-platform": {"facts": {"distribution": "Debian", "version": "11.2"}},
     "unknown-architecture": {"facts": DEBIAN | {"architecture": "s390x"}},
     "el8": {"facts": HOSTS["RedHat_8"], "qemu_kvm_install": True},
@@ -154,17 +183,15 @@ def variables(case: dict[str, Any]) -> dict[str, Any]:
         "__libvirt_security_look": {"stdout": json.dumps(LSM | case.get("lsm", {}))},
         "__libvirt_look": {"stdout": json.dumps({"units": {}, "unknown": []})},
     }
-    return (
-        {"facts": DEBIAN, "qemu_kvm_install": False}
-        | looks
-        | {key: case[key] for key in case if key not in ("look", "lsm")}
-    )
+    common = {"facts": DEBIAN, "qemu_kvm_install": False, "ansible_python_interpreter": sys.executable}
+    return common | looks | {key: case[key] for key in case if key not in ("look", "lsm")}
 
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Host -> what its last task said."""
     folder = tmp_path_factory.mktemp("roles")
+    pki.init(folder / "pki", passphrase="geheim")
     hosts = {name: variables({"facts": facts}) for name, facts in HOSTS.items()} | {
         name: variables(case) for name, case in CASES.items()
     }
@@ -174,6 +201,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
         "ANSIBLE_ROLES_PATH": str(ROOT / "roles"),
         "ANSIBLE_HOME": str(folder),
+        "KVMFLEET_STATE_DIR": str(folder),  # with the CA
         "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
         "ANSIBLE_FORKS": "4",
     }
@@ -226,7 +254,7 @@ def test_enterprise_linux_is_modular(answers: dict[str, dict[str, Any]]) -> None
     decoded = contract(answers, "RedHat_9")
     assert decoded.libvirt.family == "modular"
     assert {"virtqemud.socket", "virtnetworkd-ro.socket", "virtproxyd.socket"} <= set(decoded.libvirt.sockets)
-    assert set(decoded.libvirt.settings) == {"qemu.conf", "virtqemud.conf"}
+    assert set(decoded.libvirt.settings) == {"qemu.conf", "virtqemud.conf", "virtproxyd.conf"}
 
 
 def test_the_architecture_picks_its_packages(answers: dict[str, dict[str, Any]]) -> None:
@@ -291,6 +319,34 @@ def test_a_password_is_not_in_the_contract(answers: dict[str, dict[str, Any]]) -
     assert {"user", "max_files"} <= set(document["libvirt"]["settings"]["qemu.conf"])
 
 
+def test_a_host_with_tls_promises_its_certificates_and_who_may_come_in(answers: dict[str, dict[str, Any]]) -> None:
+    decoded = contract(answers, "remote")
+    wish = decoded.remote
+    assert (wish.names, wish.peers, wish.sockets) == (("remote", "192.0.2.11"), ("hv2",), ("libvirtd-tls.socket",))
+    assert (wish.addresses, wish.port, len(wish.ca_sha256)) == (("192.0.2.11",), 16514, 64)
+    assert [one.owner for one in wish.certificates] == ["root", "root", "libvirt-qemu", "libvirt-qemu"]
+    assert decoded.libvirt.settings["libvirtd.conf"] == {
+        "max_clients": "500",
+        "tls_allowed_dn_list": '[ "O=kvmfleet,OU=libvirt,CN=*" ]',
+    }
+    assert "openssl" in decoded.packages
+    assert "libvirt-daemon-proxy" not in decoded.packages
+    assert "geheim" not in json.dumps(answers["remote"])
+
+
+def test_where_daemons_are_modular_others_reach_the_proxy(answers: dict[str, dict[str, Any]]) -> None:
+    decoded = contract(answers, "remote-modular")
+    assert decoded.remote.sockets == ("virtproxyd-tls.socket",)
+    assert decoded.libvirt.settings["virtproxyd.conf"] == {"tls_allowed_dn_list": '[ "O=me,CN=*" ]'}
+    assert decoded.libvirt.settings["virtqemud.conf"] == {}
+    assert {"openssl", "libvirt-daemon-proxy"} <= set(decoded.packages)
+    assert decoded.remote.certificates[2].owner == "qemu"
+
+
+def test_a_host_without_tls_promises_nothing_of_it(answers: dict[str, dict[str, Any]]) -> None:
+    assert "remote" not in answers["Debian_13"]["msg"]["contract"]
+
+
 def test_managed_files_are_promised_with_their_digest(answers: dict[str, dict[str, Any]]) -> None:
     decoded = contract(answers, "configured")
     for path, content in answers["configured"]["msg"]["files"].items():
@@ -326,6 +382,13 @@ def test_a_container_need_not_have_the_modules_and_the_arguments(answers: dict[s
         ("bad-reboot", ["never, if-needed, got: always"]),
         ("bad-profile", ["lab, production, multi-tenant, got: prod"]),
         ("bad-family", ["auto, monolithic, modular, got: modern"]),
+        ("bad-transport", ["ssh, tls", "tcp"]),
+        ("bad-remote", ["no names or addresses of hosts: -x", "systemd listens on addresses", "at least 1"]),
+        ("half-a-certificate", ["belong together", "set all three"]),
+        ("no-such-certificate", ["libvirt_remote_ca_certificate", "this host has no /nowhere/ca.pem"]),
+        ("remote-openrc", ["openrc runs this host", "Take tls out"]),
+        ("no-ca", ["There is no CA: /nowhere/ca.pem", "Run `kvmfleet pki init`"]),
+        ("wrong-passphrase", ["wrong passphrase (libvirt_remote_ca_passphrase)"]),
         ("unknown-platform", ["Debian 11.2", "no table", "Debian_12, Debian_13", "add a table"]),
         ("unknown-architecture", ["s390x", "x86_64 and aarch64"]),
         ("el8", ["Python 3.6", "dnf install qemu-kvm", "qemu_kvm_install to false"]),

@@ -57,6 +57,15 @@ def test_a_converged_host_is_left_alone() -> None:
     assert moves(DEBIAN) == []
 
 
+def test_only_what_runs_and_reads_settings_is_restarted() -> None:
+    """virtlogd and virtlockd hold the guests' logs and locks; virtproxyd is what other machines reach."""
+    running = dict.fromkeys([*DEBIAN, "virtlockd.service"], ON)
+    assert plan(running)["readers"] == ["libvirtd.service"]
+    assert plan(running | {"libvirtd.service": IDLE})["readers"] == []
+    modular = dict.fromkeys([*FRESH_EL9, "virtproxyd.service", "virtlogd.service"], ON)
+    assert plan(modular, asked="modular")["readers"] == ["virtqemud.service", "virtproxyd.service"]
+
+
 def test_a_bare_host_has_a_plan_and_no_moves() -> None:
     bare = plan({}, usual="modular")
     assert (bare["family"], bare["present"], bare["moves"]) == ("modular", False, [])
