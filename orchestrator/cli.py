@@ -182,6 +182,45 @@ def validate(boot: Boot, as_json: bool, junit: str | None, strict: bool, **given
     output.finish(run)
 
 
+@cli.command(short_help="Take back what was added to the hosts, and nothing else.")
+@connection_options
+@click.option("-C", "--check", "--dry-run", is_flag=True, help="Change nothing; say what would be taken back.")
+@click.option("-D", "--diff", is_flag=True, help="Show the changes in files.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON; nothing else on stdout.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+def unprovision(as_json: bool, yes: bool, **given: Any) -> None:
+    """Take back what was added to the hosts of the group kvm_hosts: packages, files, units, networks, pools.
+
+    Nothing else is touched. Guests' definitions and disks stay, and a host on which guests run is left as it is, unless
+    kvmfleet_allow_disruption is true. An interrupted run goes on when it is started again.
+    """
+    from orchestrator import inventory, rollout
+
+    options, secrets = _ansible(given)
+    _logging(options.verbosity)
+    fleet = inventory.load(options)
+    if not options.check:
+        _agree(fleet, yes)
+    with _board(fleet, "check mode" if options.check else "unprovision") as board:
+        run = rollout.unprovision(fleet, options, secrets=secrets, on_event=board.event)
+    _Output("unprovision", as_json, None, False, bool(options.verbosity)).finish_given_back(run, options.check)
+
+
+def _agree(fleet: Fleet, yes: bool) -> None:
+    """Asks before hosts are turned back, and goes on only after a yes."""
+    names = [host.name for host in fleet.hosts]
+    told = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(
+            f"Unprovisioning {told} needs a yes, and there is no terminal to ask at.",
+            hint="Add --yes, or --dry-run to see what would be taken back.",
+        )
+    if not click.confirm(f"Turn {told} back into what they were before kvmfleet?", err=True):
+        raise UsageError("Nothing was taken back.")
+
+
 def _provision(options: AnsibleOptions, secrets: Secrets, boot: Boot, output: _Output) -> None:
     """Load, roll out, report: what `provision` and `lab up` share."""
     from orchestrator import inventory, rollout
@@ -591,6 +630,20 @@ class _Output:
         else:
             _console().print(terminal.pretended(run.converged))
         raise SystemExit(summary.pretended_exit_code(run.converged))
+
+    def finish_given_back(self, run: Run, check: bool) -> NoReturn:
+        """For hosts that are no KVM hosts any more, so that nothing was proven."""
+        from orchestrator.report import json, summary, terminal
+
+        if self._json:
+            click.echo(json.render_pretended(run.converged, command=self._command, check_mode=check))
+        else:
+            _console().print(terminal.given_back(run.converged, check=check))
+        code = summary.pretended_exit_code(run.converged)
+        for note in run.notes:
+            _complain(note)
+            code = note.exit_code
+        raise SystemExit(code)
 
     def _write_junit(self, path: str, results: Sequence[HostResult]) -> int:
         from orchestrator.report import junit

@@ -42,6 +42,7 @@ __all__ = [
     "Peer",
     "Remote",
     "Guest",
+    "GuestsPolicy",
     "Windows",
     "Hugepages",
     "Sysctl",
@@ -61,6 +62,7 @@ __all__ = [
     "SecurityWish",
     "CertificateWish",
     "RemoteWish",
+    "GuestsWish",
     "Contract",
     "Status",
     "Finding",
@@ -383,6 +385,15 @@ class Guest(msgspec.Struct, frozen=True):
     duration_ms: float = 0.0
 
 
+class GuestsPolicy(msgspec.Struct, frozen=True):
+    """What happens to guests when the host starts and stops."""
+
+    settings: Table = {}  # of libvirt-guests' file: key -> value, those that the contract names
+    unit: Unit = Unit()
+    defined: Names = ()  # guests that the contract names and that exist
+    autostart: Names = ()  # those of them that start with the host
+
+
 class Windows(msgspec.Struct, frozen=True):
     """What Windows guests need, in the words of libvirt's domcapabilities for a machine q35."""
 
@@ -458,6 +469,7 @@ class Evidence(msgspec.Struct, frozen=True):
     windows: Windows = Windows()
     guest: Guest = Guest()
     tuning: Tuning = Tuning()
+    guests: GuestsPolicy = GuestsPolicy()
     packages: Table = {}  # those the contract names: name -> version, "" when not installed
     files: Annotated[dict[Short, FileState], msgspec.Meta(max_length=512)] = {}
     members: Annotated[dict[Short, Names], msgspec.Meta(max_length=64)] = {}  # group -> users, contract's groups
@@ -590,6 +602,15 @@ class RemoteWish(msgspec.Struct, frozen=True):
     certificates: Annotated[tuple[CertificateWish, ...], msgspec.Meta(max_length=32)] = ()
 
 
+class GuestsWish(msgspec.Struct, frozen=True):
+    """What happens to guests when the host starts and stops; empty where nothing was declared."""
+
+    file: Short = ""  # where libvirt-guests reads its settings
+    settings: Table = {}
+    unit: Short = ""  # "" where there is no policy
+    autostart: Names = ()
+
+
 class Contract(msgspec.Struct, frozen=True):
     """What a host was told to be: written by the role host_contract, read back by the collector. Holds no secret."""
 
@@ -607,6 +628,7 @@ class Contract(msgspec.Struct, frozen=True):
     tuning: TuningWish = TuningWish()
     security: SecurityWish = SecurityWish()
     remote: RemoteWish = RemoteWish()
+    guests: GuestsWish = GuestsWish()
     packages: Names = ()
     files: Annotated[dict[Short, FileWish], msgspec.Meta(max_length=512)] = {}
 
@@ -656,6 +678,7 @@ class HostConverged(msgspec.Struct, frozen=True):
     skipped: int = 0
     failed: int = 0
     failure: TaskFailure | None = None
+    notes: tuple[str, ...] = ()  # what a module had to say to people, safe to print
 
     @property
     def tasks(self) -> int:

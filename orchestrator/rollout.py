@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, Self, get_args
 
 import msgspec
@@ -28,9 +28,10 @@ from orchestrator.model import (
 )
 from orchestrator.store import Store
 
-__all__ = ["Edges", "Event", "Run", "provision", "validate"]
+__all__ = ["Edges", "Event", "Run", "provision", "unprovision", "validate"]
 
 PLAYBOOK = "provision.yml"
+BACK = "unprovision.yml"
 TIMEOUT_S: Mapping[Depth, float] = {
     "none": 60.0, "proof": 60.0, "firmware": 180.0, "uefi": 300.0, "alpine": 480.0, "file": 480.0,
 }  # fmt: skip
@@ -38,7 +39,7 @@ TIMEOUT_S: Mapping[Depth, float] = {
 
 Event = Progress | HostConverged | Collected | Step
 Tell = Callable[[Event], None]
-Command = Literal["provision", "validate"]
+Command = Literal["provision", "validate", "unprovision"]
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -90,6 +91,30 @@ def provision(
             return Run(results, converged, history.keep(results))
 
 
+def unprovision(
+    fleet: Fleet,
+    options: AnsibleOptions,
+    *,
+    secrets: Secrets = Secrets(),  # noqa: B008 - frozen
+    on_event: Tell | None = None,
+    edges: Edges = EDGES,
+) -> Run:
+    """Takes back what was added to every host. `converged` tells what happened; there is nothing left to prove.
+
+    Raises:
+        LockedError: another run changes one of these hosts.
+        ConvergeError: Ansible could not run the playbook at all.
+        Interrupted, KeyboardInterrupt: nothing of the run is left on the controller; the next one goes on.
+    """
+    tell = on_event or _nothing
+    with lock.hold(fleet, "unprovision"):
+        if options.check:
+            return Run((), _play(fleet, options, secrets, {}, tell, edges, BACK))
+        with _History(edges.store, "unprovision") as history:
+            converged = _play(fleet, options, secrets, {}, tell, edges, BACK)
+            return Run((), converged, history.leave(host.host for host in converged if host.outcome == "ok"))
+
+
 def validate(
     fleet: Fleet,
     options: AnsibleOptions,
@@ -106,9 +131,15 @@ def validate(
 
 
 def _play(
-    fleet: Fleet, options: AnsibleOptions, secrets: Secrets, intents: Mapping[str, str], tell: Tell, edges: Edges
+    fleet: Fleet,
+    options: AnsibleOptions,
+    secrets: Secrets,
+    intents: Mapping[str, str],
+    tell: Tell,
+    edges: Edges,
+    playbook: str = PLAYBOOK,
 ) -> tuple[HostConverged, ...]:
-    converged = edges.converge(PLAYBOOK, fleet, options, secrets=secrets, intents=intents, on_event=tell)
+    converged = edges.converge(playbook, fleet, options, secrets=secrets, intents=intents, on_event=tell)
     for host in converged:
         tell(host)
     return converged
@@ -211,6 +242,18 @@ class _History:
             for result in results:
                 good = result.judgement.verdict in ("proven", "degraded")
                 self._run.record(result, baseline=good and result.converged is not None)
+            self._run.finish("finished")
+        except StoreError as e:
+            return (e,)
+        return ()
+
+    def leave(self, hosts: Iterable[str]) -> tuple[KvmfleetError, ...]:
+        """These hosts are no KVM hosts any more, so there is nothing that they should be like."""
+        if self._problem:
+            return (self._problem,)
+        try:
+            for host in hosts:
+                self._run.forget_baseline(host)
             self._run.finish("finished")
         except StoreError as e:
             return (e,)

@@ -78,6 +78,11 @@ class Run:
                 connection.execute(baselines.delete().where(baselines.c.host == result.host))
                 connection.execute(baselines.insert().values(host=result.host, result_id=result_id))
 
+    def forget_baseline(self, host: str) -> None:
+        """The host is no longer meant to be anything."""
+        with history_db.writing(self._engine) as connection:
+            connection.execute(baselines.delete().where(baselines.c.host == host))
+
     def finish(self, outcome: str, exit_status: int | None = None) -> None:
         """Nothing more will come. A run of which this is never said counts as interrupted once its process is gone."""
         with history_db.writing(self._engine) as connection:

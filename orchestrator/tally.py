@@ -17,6 +17,7 @@ from orchestrator.text import printable, printable_lines
 __all__ = ["Progress", "Tally"]
 
 KEPT_LINES = 400
+NOTE = 4000  # characters: one names a hundred packages
 
 Outcome = Literal["task", "start", "ok", "changed", "skipped", "failed", "ignored", "unreachable", "text"]
 
@@ -38,6 +39,7 @@ class _Counts(msgspec.Struct):
     failed: int = 0
     unreachable: bool = False
     failure: TaskFailure | None = None
+    notes: tuple[str, ...] = ()
     failed_item: Mapping[str, Any] | None = None  # result of the first item of the present loop that failed
 
 
@@ -79,6 +81,8 @@ class Tally:
         counts, result, why = self._hosts[data["host"]], data.get("res") or {}, ""
         if outcome == "start":
             counts.failed_item = None
+        if isinstance(said := result.get("kvmfleet_notes"), list):
+            counts.notes = tuple(printable(str(sentence), NOTE) for sentence in said[:KEPT_LINES])
         if outcome == "failed" and data.get("ignore_errors"):
             outcome = "ignored"
         elif outcome == "ok" and result.get("changed"):
@@ -134,6 +138,7 @@ def _result(host: str, counts: _Counts) -> HostConverged:
         skipped=counts.skipped,
         failed=counts.failed,
         failure=counts.failure,
+        notes=counts.notes if outcome == "ok" else (),
     )
 
 

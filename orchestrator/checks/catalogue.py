@@ -6,6 +6,7 @@ from orchestrator.checks import (
     contract,
     cpu,
     guest,
+    guests,
     host,
     kernel,
     kvm,
@@ -23,7 +24,23 @@ from orchestrator.checks.registry import Check, Topic
 __all__ = ["catalogue", "explain", "markdown", "topics"]
 
 # The chain: what is further down cannot work where something further up does not.
-GROUPS = (host, cpu, contract, kernel, tuning, kvm, qemu, libvirt, security, remote, network, storage, guest, windows)
+GROUPS = (
+    host,
+    cpu,
+    contract,
+    kernel,
+    tuning,
+    kvm,
+    qemu,
+    libvirt,
+    security,
+    remote,
+    network,
+    storage,
+    guests,
+    guest,
+    windows,
+)
 
 
 def catalogue() -> tuple[Check, ...]:

@@ -25,7 +25,8 @@ SECRET = re.compile(r"passw|secret|credential", re.IGNORECASE)
 
 
 def look(contract: Contract) -> Dict[str, Any]:
-    shown = units(contract.names("libvirt.sockets") + contract.names("libvirt.services"))
+    unit = [contract.text("guests.unit")] if contract.text("guests.unit") else []
+    shown = units(contract.names("libvirt.sockets") + contract.names("libvirt.services") + unit)
     found: Dict[str, Any] = {
         "units": {
             name: {"load": unit["LoadState"], "active": unit["ActiveState"], "enabled": unit["UnitFileState"]}

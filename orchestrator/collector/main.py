@@ -8,6 +8,7 @@ from typing import Any, Callable, Dict, Iterable, List, Tuple
 from . import (
     boots,
     guest,
+    guests,
     inventory,
     kernel,
     kvm,
@@ -51,6 +52,7 @@ def sections(wish: boots.Wish, deadline: Deadline) -> List[Section]:
         ("tuning", 5, lambda found: tuning.look(contract(found))),
         ("security", 20, lambda found: security.look(contract(found))),
         ("remote", 15, lambda found: remote.look(contract(found))),
+        ("guests", 5, lambda found: guests.look(contract(found), found)),
         ("packages", 20, lambda found: inventory.packages(contract(found))),
         ("files", 20, lambda found: inventory.states(contract(found))),
         ("members", 10, lambda found: inventory.members(contract(found))),

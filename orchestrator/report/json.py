@@ -29,13 +29,13 @@ def render(results: Sequence[HostResult], *, command: str) -> str:
     return _ascii(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
 
 
-def render_pretended(converged: Sequence[HostConverged], *, command: str) -> str:
-    """The same for check mode: nothing was proven, so there are no verdicts, only what would have been done."""
+def render_pretended(converged: Sequence[HostConverged], *, command: str, check_mode: bool = True) -> str:
+    """The same where nothing was proven, as in check mode: no verdicts, only what was, or would have been, done."""
     document = {
         "schema": SCHEMA,
         "kvmfleet": __version__,
         "command": command,
-        "check_mode": True,
+        "check_mode": check_mode,
         "hosts": [{"name": host.host, "converged": host} for host in converged],
     }
     return _ascii(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())

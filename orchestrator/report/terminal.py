@@ -14,7 +14,7 @@ from orchestrator.model import Evidence, Finding, HostConverged, HostResult
 from orchestrator.report.summary import counts, worth_showing
 from orchestrator.text import printable
 
-__all__ = ["findings", "pretended", "report"]
+__all__ = ["findings", "given_back", "pretended", "report"]
 
 _STYLE = {
     "proven": "bold green",
@@ -53,6 +53,32 @@ def pretended(converged: Sequence[HostConverged]) -> RenderableType:
         numbers = (str(host.ok), str(host.changed), str(host.failed))
         table.add_row(Text(host.host), Text(host.outcome, style=style), *numbers, Text(printable(why, 1000)))
     return Group(table, Text("\nCheck mode: nothing was changed, so nothing was proven.", style="bold"))
+
+
+def given_back(converged: Sequence[HostConverged], *, check: bool) -> RenderableType:
+    """What happened to each host that was unprovisioned, or would, and below it what it says about that."""
+    parts: list[RenderableType] = []
+    for host in converged:
+        parts.append(_outcome(host, check=check))
+        parts += [Text(f"  {printable(note, 4000)}") for note in host.notes]
+    closing = "Check mode: nothing was changed." if check else _summary(converged)
+    return Group(*parts, Text(f"\n{closing}", style="bold"))
+
+
+def _outcome(host: HostConverged, *, check: bool) -> Text:
+    text = Text(f"{host.host}: ", style="bold")
+    if host.outcome == "ok":
+        words = "would be taken back" if check else "taken back" if host.changed else "nothing to take back"
+        return text.append(words, style=_STYLE["pass"])
+    why = f"{host.failure.task}: {host.failure.message}" if host.failure else "the playbook never got to this host"
+    return text.append(host.outcome, style=_STYLE["fail"]).append(f"  {printable(why, 1000)}")
+
+
+def _summary(converged: Sequence[HostConverged]) -> str:
+    good = sum(host.outcome == "ok" for host in converged)
+    return (
+        f"{len(converged)} host{'s' if len(converged) != 1 else ''}: {good} unprovisioned, {len(converged) - good} not"
+    )
 
 
 def findings(result: HostResult) -> RenderableType:

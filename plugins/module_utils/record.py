@@ -33,6 +33,10 @@ class Record:
         """Whether we made or changed this thing."""
         return name in self._things.get(kind, {})
 
+    def kinds(self) -> list[str]:
+        """The kinds of things that we made or changed, sorted."""
+        return sorted(kind for kind, things in self._things.items() if things)
+
     def names(self, kind: str) -> list[str]:
         """What we made or changed of a kind, sorted."""
         return sorted(self._things.get(kind, {}))

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = "dpkg-query -W"
+FILES = "cd /etc; find . -xdev -type f -print0 | sort -z | xargs -0 sha256sum"
 KVMFLEET = (sys.executable, "-P", "-m", "orchestrator")
 
 
@@ -77,6 +79,8 @@ def inventory(kvmfleet):
     up = kvmfleet("lab", "up", "story", "--provider", "container", "--yes", "--bare")
     try:
         assert up.returncode == 0, up.stderr
+        for host in ("story-1", "story-2"):  # what unprovisioning has to lead back to
+            _on(kvmfleet, host, f"({PACKAGES}) > /root/before.packages; ({FILES}) > /root/before.files")
         yield json.loads(kvmfleet("lab", "status", "story", "--json").stdout)["inventory"]
     finally:
         down = kvmfleet("lab", "down", "story", "--yes")
@@ -86,10 +90,16 @@ def inventory(kvmfleet):
 @pytest.fixture
 def on(kvmfleet):
     """Runs a command as root on a host of the lab; gives what it printed."""
+    return lambda host, command: _on(kvmfleet, host, command)
 
-    def run(host, command):
-        done = kvmfleet("lab", "ssh", host, "sudo", "sh", "-c", f"'{command}'")
-        assert done.returncode == 0, done.stderr
-        return done.stdout
 
-    return run
+def _on(kvmfleet, host, command):
+    done = kvmfleet("lab", "ssh", host, "sudo", "sh", "-c", f"'{command}'")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def fingerprint(kvmfleet):
+    """The packages of a host, and the files below /etc with their digests."""
+    return lambda host: tuple(_on(kvmfleet, host, command) for command in (PACKAGES, FILES))

@@ -1,6 +1,7 @@
 """The command line as a user types it: exit codes, messages, and what goes to which stream."""
 
 import errno
+import io
 import json
 import os
 import pty
@@ -107,6 +108,15 @@ def test_a_lab_that_is_not_there_exits_1_with_what_to_do(run, state):
         code, _, err = run(*arguments)
         assert code == 1
         assert "no lab" in err.lower()
+
+
+def test_unprovision_does_not_go_on_without_a_yes(run, state, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    (state / "hosts.ini").write_text("[kvm_hosts]\nhv1.example\n")
+    code, out, err = run("unprovision", "-i", state / "hosts.ini")
+    assert (code, out) == (1, "")
+    assert "needs a yes" in err
+    assert "--yes, or --dry-run" in err
 
 
 def test_lab_down_does_not_go_on_without_a_yes(run, state):

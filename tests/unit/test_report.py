@@ -13,6 +13,7 @@ from orchestrator.model import (
     Execution,
     Finding,
     Guest,
+    HostConverged,
     HostResult,
     Judgement,
     Kvm,
@@ -21,6 +22,7 @@ from orchestrator.model import (
     Speed,
     Step,
     System,
+    TaskFailure,
 )
 from orchestrator.report import json as json_report
 from orchestrator.report import junit, summary, terminal
@@ -143,3 +145,15 @@ def test_how_far_a_guest_is_shows_in_the_picture_and_not_in_a_log(terminal, show
     with Board(["h1"], title="validate", console=console) as board:
         board.event(Step("h1", "alpine with kvm: kernel"))
     assert ("alpine with kvm: kernel" in screen.getvalue()) == shown
+
+
+def test_unprovisioning_tells_what_stays_and_who_was_left_as_it_is():
+    guests = TaskFailure(task="Stop where guests run", message="Guests run on this host: web.")
+    converged = (
+        HostConverged("hv1", "ok", changed=1, notes=("stays: package qemu-utils: cloud needs it",)),
+        HostConverged("hv2", "failed", failed=1, failure=guests),
+    )
+    text = show(terminal.given_back(converged, check=False))
+    assert "hv1: taken back\n  stays: package qemu-utils: cloud needs it" in text
+    assert "hv2: failed  Stop where guests run: Guests run on this host: web." in text
+    assert "2 hosts: 1 unprovisioned, 1 not" in text

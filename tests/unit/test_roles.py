@@ -133,6 +133,18 @@ def test_virtlogd_and_virtlockd_are_never_restarted() -> None:
     assert names == ["{{ item }}"]  # of the plan's readers: test_roles_libvirt.py
 
 
+def test_only_the_role_libvirt_restarts_and_only_kernel_modules_reboots() -> None:
+    """What others change reaches its handler through variables, so that everything happens once, in a known order."""
+    handlers = {path.parts[-3] for path in ROLES.glob("*/handlers/*.yml")}
+    assert handlers == {"libvirt"}
+    words = {"restarted": set(), "ansible.builtin.reboot": set()}
+    for path in ROLES.glob("*/*/*.yml"):
+        for word, roles in words.items():
+            if word in path.read_text():
+                roles.add(path.parts[-3])
+    assert words == {"restarted": {"libvirt"}, "ansible.builtin.reboot": {"kernel_modules"}}
+
+
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
 @pytest.mark.parametrize("script", sorted(ROLES.glob("*/files/*.sh")), ids=lambda path: f"{path.parts[-3]}/{path.name}")
 def test_shellcheck_finds_nothing(script: Path) -> None:

@@ -60,11 +60,14 @@ PLAYBOOK = """
     - ansible.builtin.import_role: {name: qemu_kvm, tasks_from: preflight}
     - ansible.builtin.import_role: {name: libvirt, tasks_from: preflight}
     - ansible.builtin.import_role: {name: libvirt_remote, tasks_from: preflight}
+    - ansible.builtin.import_role: {name: libvirt_guests, tasks_from: preflight}
     - ansible.builtin.import_role: {name: host_contract, tasks_from: preflight}
     - ansible.builtin.debug:
         msg:
           contract: "{{ __host_contract_document }}"
           files: "{{ __kernel_modules_files }}"
+          changes: "{{ __host_contract_changes }}"
+          packages: "{{ __host_contract_packages }}"
 """
 
 DEBIAN = {"distribution": "Debian", "version": "13.8"}
@@ -106,7 +109,31 @@ CASES: dict[str, dict[str, Any]] = {
         "libvirt_extra_packages": ["lvm2"],
         "libvirt_qemu_settings": {"user": "guests", "max_files": 32768, "vnc_password": "geheim"},
         "libvirt_daemon_settings": {"max_clients": 500},
+        "libvirt_guests_policy": {
+            "on_shutdown": "shutdown",
+            "bypass_cache": True,
+            "uris": ["default", "lxc:///system"],
+        },
+        "libvirt_guests_autostart": ["dns"],
+        "qemu_kvm_install": True,
     },
+    "left-behind": {
+        "facts": HOSTS["RedHat_9"],
+        "units": {
+            f"{name}{kind}": {"enabled": True, "active": name == "libvirtd"}
+            for name in ("libvirtd", "virtqemud")
+            for kind in (".service", ".socket")
+        },
+    },
+    "bad-guests": {
+        "libvirt_guests_policy": {
+            "shutdown_timeout": -1,
+            "on_shutdown": "suspend",
+            "parallel_shutdown": 2,
+            "uris": ["here"],
+        }
+    },
+    "unknown-policy": {"libvirt_guests_policy": {"shutdown": "now"}},
     "container": {"facts": DEBIAN | {"tech": ["container", "docker"]}, "kernel_modules_cmdline": ["hugepages=8"]},
     "guarded": {
         "lsm": {"selinux": "enforcing", "apparmor": False},
@@ -181,10 +208,10 @@ def variables(case: dict[str, Any]) -> dict[str, Any]:
     looks = {
         "__kernel_modules_look": {"stdout": json.dumps(KERNEL | case.get("look", {}))},
         "__libvirt_security_look": {"stdout": json.dumps(LSM | case.get("lsm", {}))},
-        "__libvirt_look": {"stdout": json.dumps({"units": {}, "unknown": []})},
+        "__libvirt_look": {"stdout": json.dumps({"units": case.get("units", {}), "unknown": []})},
     }
     common = {"facts": DEBIAN, "qemu_kvm_install": False, "ansible_python_interpreter": sys.executable}
-    return common | looks | {key: case[key] for key in case if key not in ("look", "lsm")}
+    return common | looks | {key: case[key] for key in case if key not in ("look", "lsm", "units")}
 
 
 @pytest.fixture(scope="module")
@@ -313,6 +340,26 @@ def test_where_nothing_can_confine_nothing_is_set(answers: dict[str, dict[str, A
     assert not [key for key in decoded.libvirt.settings["qemu.conf"] if key.startswith("security_")]
 
 
+def test_what_happens_to_guests_is_promised_in_the_words_of_its_file(answers: dict[str, dict[str, Any]]) -> None:
+    guests = contract(answers, "configured").guests
+    assert (guests.file, guests.unit) == ("/etc/default/libvirt-guests", "libvirt-guests.service")
+    assert guests.settings == {"ON_SHUTDOWN": "shutdown", "BYPASS_CACHE": "1", "URIS": "default lxc:///system"}
+    assert guests.autostart == ("dns",)
+    assert "guests" not in answers["Debian_12"]["msg"]["contract"]
+
+
+def test_roles_say_what_they_change_before_they_do(answers: dict[str, dict[str, Any]]) -> None:
+    said = answers["configured"]["msg"]
+    files = [path for changes in said["changes"] for path in changes.get("files", []) + changes.get("edited", [])]
+    assert set(said["files"]) | {"/etc/libvirt/qemu.conf", "/etc/default/libvirt-guests"} <= set(files)
+    assert {"libvirt": []} in [changes.get("members") for changes in said["changes"]]
+    assert {"qemu-system-x86", "libvirt-daemon-system", "lvm2"} <= set(said["packages"])
+
+
+def test_a_family_that_an_upgrade_left_behind_is_not_promised(answers: dict[str, dict[str, Any]]) -> None:
+    assert contract(answers, "left-behind").libvirt.family == "modular"
+
+
 def test_a_password_is_not_in_the_contract(answers: dict[str, dict[str, Any]]) -> None:
     document = answers["configured"]["msg"]["contract"]
     assert "geheim" not in json.dumps(document)
@@ -379,6 +426,8 @@ def test_a_container_need_not_have_the_modules_and_the_arguments(answers: dict[s
         ("bad-modules", ["vhost-net", "such as vhost_net", "kvm needs a table of options"]),
         ("bad-arguments", ["such as intel_iommu=on", "and not: memmap=4G$8G a b"]),
         ("text-arguments", ["takes a list of arguments", "not: hugepages=8"]),
+        ("bad-guests", ["shutdown_timeout must not be below 0", "here is no URI", "parallel_shutdown has no effect"]),
+        ("unknown-policy", ["shutdown. Supported parameters include", "on_shutdown"]),
         ("bad-reboot", ["never, if-needed, got: always"]),
         ("bad-profile", ["lab, production, multi-tenant, got: prod"]),
         ("bad-family", ["auto, monolithic, modular, got: modern"]),

@@ -161,6 +161,36 @@ def test_where_both_families_are_in_use_the_platform_decides() -> None:
     assert plan(FRESH_EL9 | DEBIAN, usual="modular")["family"] == "modular"
 
 
+def test_an_upgrade_that_left_libvirtd_behind_ends_with_one_family() -> None:
+    """EL 9 after EL 8: libvirtd runs, and the presets of the new packages have enabled the modular sockets as well."""
+    left = FRESH_EL9 | DEBIAN | {"libvirtd.service": ON, "virtlogd.service": ON}
+    result = plan(left, usual="modular")
+    ended = [move["unit"] for move in result["moves"] if move.get("state") == "stopped"]
+    assert result["family"] == "modular"
+    assert ended == ["libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket", "libvirtd.service"]
+    after = (
+        left
+        | dict.fromkeys(ended, OFF)
+        | dict.fromkeys(result["sockets"], ON)
+        | dict.fromkeys(result["services"], IDLE)
+    )
+    assert moves(after, usual="modular") == []
+
+
+@pytest.mark.parametrize("asked", ["auto", "monolithic", "modular"])
+@pytest.mark.parametrize("standing", [ON, IDLE, OFF, {"enabled": False, "active": True}])
+@pytest.mark.parametrize("holder", [ON, IDLE, OFF])
+def test_no_way_from_one_standing_to_another_stops_virtlogd_or_virtlockd(
+    asked: str, standing: dict[str, bool], holder: dict[str, bool]
+) -> None:
+    everything = dict.fromkeys([*units.units(systemd=True), "virtlockd.socket", "virtlockd.service"], standing)
+    everything |= {name: holder for name in everything if name.endswith(".service")}
+    stopped = [unit for unit, _, state in moves(everything, asked=asked) if state != "started"]
+    assert not [unit for unit in stopped if unit.startswith("virtlock")]
+    assert ("virtlogd.service", None, "stopped") not in moves(everything, asked=asked)
+    assert ("virtlogd.socket", False, "stopped") not in moves(everything, asked=asked)
+
+
 def test_a_platform_may_be_wrong_about_what_is_there() -> None:
     assert plan(DEBIAN | {"libvirtd.service": OFF, "libvirtd.socket": OFF}, usual="modular")["family"] == "monolithic"
 

@@ -236,3 +236,22 @@ def test_a_held_fleet_is_left_alone() -> None:
     with other_run(h1="h1"), pytest.raises(LockedError):
         rollout.provision(fleet("h1"), OPTIONS, edges=world(calls=calls))
     assert calls == []
+
+
+def test_unprovisioning_proves_nothing_and_drops_the_baseline_of_whoever_left(history: Store) -> None:
+    rollout.provision(fleet("h1", "h2"), OPTIONS, edges=world())
+    calls: list[Any] = []
+    run = rollout.unprovision(fleet("h1", "h2"), OPTIONS, edges=world(play={"h2": failed("h2")}, calls=calls))
+    assert run.results == ()
+    assert [host.outcome for host in run.converged] == ["ok", "failed"]
+    assert [name for name, _ in calls] == ["converge"]
+    assert history.baseline("h1") is None
+    assert history.baseline("h2") is not None
+    assert history.runs()[0].command == "unprovision"
+
+
+def test_a_dry_run_of_unprovisioning_leaves_the_baseline(history: Store) -> None:
+    rollout.provision(fleet("h1"), OPTIONS, edges=world())
+    rollout.unprovision(fleet("h1"), AnsibleOptions(check=True), edges=world())
+    assert history.baseline("h1") is not None
+    assert len(history.runs()) == 1
