@@ -63,7 +63,7 @@ NOTHING = "There is no record and no contract: kvmfleet never changed this host,
 
 
 KNOWN = {
-    "asked", "autostart", "directory", "empty", "file", "folder", "member", "module", "network", "older", "package",
+    "asked", "autostart", "bridge", "directory", "empty", "file", "folder", "member", "module", "network", "older", "package",
     "pool", "secret", "selinux", "selinux_boolean", "selinux_fcontext", "sysctl", "sysfs", "transaction", "tuned",
     "ufw", "unit",
 }  # fmt: skip
