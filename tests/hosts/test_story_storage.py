@@ -16,7 +16,7 @@ SECRET = {"usage": "san", "type": "iscsi", "value": "never-seen-4711"}
 LOOP = (
     "test -e /dev/loop-control || mknod /dev/loop-control c 10 237; truncate -s 64M /var/tmp/vg.img; "
     "set -- $(losetup --find); device=$1; test -e $device || mknod $device b 7 ${device#/dev/loop}; "
-    "losetup $device /var/tmp/vg.img && echo $device"
+    "losetup $device /var/tmp/vg.img && blockdev --flushbufs $device && echo $device"
 )
 
 # It needs no system to boot: it only has to hold its disk.
