@@ -158,7 +158,7 @@ def become(user: kvm.User, yes: bool) -> None:
     """The user, or root again."""
     os.seteuid(0)
     os.setegid(user.gid if yes else 0)
-    os.setgroups(os.getgrouplist(user.name, user.gid) if yes else [0])
+    os.setgroups(user.groups if yes else [0])
     os.seteuid(user.uid if yes else 0)
 
 

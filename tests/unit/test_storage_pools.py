@@ -10,6 +10,7 @@ import pwd
 import re
 import stat
 import sys
+import tempfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from types import ModuleType
@@ -691,16 +692,15 @@ def test_the_collector_takes_pools_from_one_answer() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
-def test_the_collector_tries_as_the_user_and_leaves_nothing(tmp_path: Path) -> None:
+def test_the_collector_tries_as_the_user_and_leaves_nothing() -> None:
     nobody = pwd.getpwnam("nobody")
-    user = collector.kvm.User("nobody", nobody.pw_uid, nobody.pw_gid)
-    folder = Path(__import__("tempfile").mkdtemp(dir="/var/tmp"))
+    user = collector.kvm.User("nobody", nobody.pw_uid, nobody.pw_gid, [nobody.pw_gid])
+    folder = Path(tempfile.mkdtemp(dir="/var/tmp"))  # pytest's own are closed to others
     try:
         folder.chmod(0o711)
 
         def tried() -> Any:
-            job = lambda report: collector.use(report, str(folder), user, {})  # noqa: E731
-            return collector.child.ask(lambda report: _caught(job, report), 5.0)
+            return collector.child.ask(lambda report: _caught(report, str(folder), user), 5.0)
 
         assert tried()[0]["outcome"] == "works"
         assert list(folder.iterdir()) == []
@@ -712,9 +712,9 @@ def test_the_collector_tries_as_the_user_and_leaves_nothing(tmp_path: Path) -> N
         folder.rmdir()
 
 
-def _caught(job: Any, report: Any) -> dict[str, Any]:
+def _caught(report: Any, folder: str, user: Any) -> dict[str, Any]:
     try:
-        return dict(job(report))
+        return dict(collector.use(report, folder, user, {}))
     except OSError as error:
         return {"outcome": "broken", "errno": collector.kvm.name(error)}
 
