@@ -22,7 +22,7 @@ def _compared(what: str, now: Iterable[str], later: Iterable[str], *, fix: str =
     now, later = list(now), list(later)
     if later:
         words, seen = ("neither live nor configured" if now else "gone after the next boot"), "; ".join([*now, *later])
-        return failed(f"{words}: {seen}", expected=what, seen=seen, fix=PROVISION)
+        return failed(f"{words}: {seen}", expected=what, seen=seen, fix=fix)
     if now:
         return failed(f"configured, not live: {'; '.join(now)}", expected=what, seen="; ".join(now), fix=fix)
     return passed(f"{what}, now and after the next boot")
@@ -180,7 +180,11 @@ def sysctl(case: Case) -> Finding:
     ]
     absent = [key for key in wish.sysctls if found[key].live is None]
     bring = f"Put the module that brings {', '.join(absent)} into kernel_modules_extra, then provision."
-    fix = bring if absent and now else PROVISION
+    others = [
+        key for key in wish.sysctls if not _same(found[key].next_boot, wish.sysctls[key]) and found[key].next_boot
+    ]
+    stays = f"{PROVISION} If it stays, remove {', '.join(others)} from the file of sysctl.d that sorts after ours."
+    fix = stays if others else bring if absent and now else PROVISION
     return _compared(f"{len(wish.sysctls)} settings", now, later, fix=fix)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import grp
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -376,6 +378,14 @@ def test_a_broken_step_is_named_with_its_errno() -> None:
 def test_opening_as_a_user_that_does_not_exist_says_so() -> None:
     found = kvm.open_as(Contract({"qemu": {"user": "no-such-user"}}))
     assert found == {"user": "no-such-user", "errno": "no such user", "tried": False}
+
+
+def test_a_user_keeps_its_own_group_beside_the_one_that_qemu_gets() -> None:
+    """On Debian the first is kvm, to which /dev/kvm belongs, and the second libvirt-qemu."""
+    user = kvm.qemu_user(Contract({"qemu": {"user": "daemon", "group": "bin"}}))
+    assert user is not None
+    assert user.gid == grp.getgrnam("bin").gr_gid
+    assert {user.gid, pwd.getpwnam("daemon").pw_gid} <= set(user.groups)
 
 
 # --- libvirt and QEMU
