@@ -97,6 +97,13 @@ KIND = "bridge"  # in the record
 FOLDER = "/var/lib/kvmfleet/bridges"  # what the rollback needs; gone once the change is confirmed
 UNIT = "kvmfleet-bridges-rollback"
 SHARP = ("--timer-property=AccuracySec=1s", "/bin/sh", f"{FOLDER}/rollback.sh")
+ROLLBACK = f"""#!/bin/sh
+# Takes back a change of the network that nobody confirmed over a new connection.
+for undo in {FOLDER}/*/undo.sh; do
+  /bin/sh "$undo"
+done
+rm -rf {FOLDER}
+"""
 PATIENCE_S = 25.0
 GONE = (
     "no change waits for this, so it was taken back: no new connection reached the host in time. Look at what is "
@@ -393,6 +400,7 @@ def _make(host: Host, record: Record, item: Plan, rollback_after_s: int) -> None
     new = not host.exists(f"/sys/class/net/{name}")
     _arm(
         host,
+        name,
         old,
         _filled(item.manager.undo_before, item) if new else [],
         _filled(item.manager.undo, item),
@@ -464,24 +472,27 @@ def _await(host: Host, item: Plan, kept: set[str], out: bool) -> None:
 # --- the way back
 
 
-def _arm(host: Host, old: Mapping[str, str | None], first: Any, last: Any, after_s: int) -> None:
-    """Writes the script that takes the change back, and starts the timer for it."""
-    lines = ["#!/bin/sh", "# Takes back a change of the network that nobody confirmed over a new connection."]
-    lines += [" ".join(map(shlex.quote, argv)) + " || true" for argv in first]
-    os.makedirs(host.root + FOLDER, 0o700, exist_ok=True)
+def _arm(host: Host, name: str, old: Mapping[str, str | None], first: Any, last: Any, after_s: int) -> None:
+    """Writes the script that takes the change of a bridge back, and starts the timer for those of this run anew."""
+    folder = f"{FOLDER}/{name}"
+    lines = [" ".join(map(shlex.quote, argv)) + " || true" for argv in first]
+    os.makedirs(host.root + folder, 0o700, exist_ok=True)
     for number, (path, text) in enumerate(old.items()):
         if text is None:
             lines.append(f"rm -f {shlex.quote(path)}")
         else:
-            host.copy(path, f"{FOLDER}/{number}")
-            lines.append(f"cp -p {FOLDER}/{number} {shlex.quote(path)}")
+            host.copy(path, f"{folder}/{number}")
+            lines.append(f"cp -p {folder}/{number} {shlex.quote(path)}")
     lines += [" ".join(map(shlex.quote, argv)) + " || true" for argv in last]
-    lines += [f"rm -rf {FOLDER}"]
-    host.write(f"{FOLDER}/rollback.sh", "\n".join(lines) + "\n", 0o700)
+    host.write(f"{folder}/undo.sh", "\n".join(lines) + "\n", 0o700)
+    host.write(f"{FOLDER}/rollback.sh", ROLLBACK, 0o700)
     if host.which("systemd-run") and host.exists("/run/systemd/system"):
-        host.call(["systemd-run", "--quiet", "--collect", f"--unit={UNIT}", f"--on-active={after_s}s", *SHARP])
+        _disarm(host)
+        host.call(
+            ["systemd-run", "--quiet", "--collect", f"--unit={UNIT}", f"--on-active={after_s}s", *SHARP],
+        )
         return
-    waiting = f"sleep {after_s}; [ ! -e {FOLDER}/rollback.sh ] || exec /bin/sh {FOLDER}/rollback.sh"
+    waiting = f"sleep {after_s}; [ ! -e {folder}/undo.sh ] || exec /bin/sh {FOLDER}/rollback.sh"
     host.call(["setsid", "--fork", "/bin/sh", "-c", f"({waiting}) </dev/null >/dev/null 2>&1"])
 
 
@@ -538,7 +549,7 @@ def _give_back(host: Host, record: Record, result: Result, name: str, check: boo
         {"name": name, "ports": list(before["ports"])}, manager, [Port(port) for port in before["ports"]], {}, True
     )
     now = {path: host.text(path) for path in before["files"]}
-    _arm(host, now, [], _filled(manager.apply, item), after_s)
+    _arm(host, name, now, [], _filled(manager.apply, item), after_s)
     try:
         for argv in [
             *_filled(manager.undo_before, item),

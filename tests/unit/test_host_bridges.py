@@ -205,10 +205,12 @@ class Networkd:
         return sorted(path.name for path in (self.root / "etc/systemd/network").iterdir())
 
     def reload(self) -> None:
-        net, there = self.root / "sys/class/net", "00-kvmfleet-br0.netdev" in self.names
-        if there and not self.deaf:
-            (net / "br0/bridge").mkdir(parents=True, exist_ok=True)
-            (net / "br0/brif/eth0").mkdir(parents=True, exist_ok=True)
+        net = self.root / "sys/class/net"
+        for name in [file[12:-7] for file in self.names if file.endswith(".netdev") and not self.deaf]:
+            (net / name / "bridge").mkdir(parents=True, exist_ok=True)
+            (net / name / "brif").mkdir(parents=True, exist_ok=True)
+        if (net / "br0").exists():
+            (net / "br0/brif/eth0").mkdir(exist_ok=True)
         owner = "br0" if (net / "br0").exists() else "eth0"
         (self.root / "proc/net/route").write_text(f"head\n{owner} 00000000 0102000A 0003 0 0 0 00000000 0 0 0\n")
 
@@ -228,15 +230,16 @@ class Networkd:
 
     def roll_back(self) -> tuple[int, str]:
         """What the timer would run, with its paths below our root and its commands given to us."""
-        script = (self.root / module.FOLDER[1:] / "rollback.sh").read_text()
-        for line in script.splitlines()[2:]:
+        folder = self.root / module.FOLDER[1:]
+        for line in [line for undo in sorted(folder.glob("*/undo.sh")) for line in undo.read_text().splitlines()]:
             if line.startswith(("cp", "rm")):
                 inner = re.sub(r"(?<= )/", f"{self.root}/", line)
                 subprocess.run(["sh", "-c", inner], check=True)
             else:
                 words = line.replace(" || true", "").split()
-                if words[-1] != "br0" or (self.root / "sys/class/net/br0").exists():
+                if words[:3] != ["ip", "link", "delete"] or (self.root / "sys/class/net" / words[-1]).exists():
                     self.run(words)
+        shutil.rmtree(folder)
         return 0, ""
 
     def settle(self, *wanted: Any, came_to: str = "192.0.2.10", **options: Any) -> Any:
@@ -280,6 +283,15 @@ def test_what_nobody_confirms_is_taken_back_whole(networkd: Networkd) -> None:
     assert not networkd.confirm()
     assert networkd.settle().done == []  # nothing is left to be removed
     assert networkd.settle(BR0).done == ["br0: made"]
+
+
+def test_two_bridges_of_one_run_are_taken_back_together(networkd: Networkd) -> None:
+    assert networkd.settle(BR0, {"name": "br9"}).done == ["br0: made", "br9: made"]
+    starts = [number for number, call in enumerate(networkd.calls) if call.startswith("systemd-run")]
+    assert networkd.calls[starts[1] - 1] == f"systemctl stop {module.UNIT}.timer"  # or systemd refuses the second
+    networkd.roll_back()
+    assert networkd.names == ["10-up.network"]
+    assert not {"br0", "br9"} & {path.name for path in (networkd.root / "sys/class/net").iterdir()}
 
 
 def test_a_bridge_that_does_not_come_up_is_taken_back_at_once(networkd: Networkd) -> None:
