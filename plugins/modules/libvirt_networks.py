@@ -325,9 +325,11 @@ class _Work(NamedTuple):
         try:
             self.host.virsh("net-start", self.name)
         except NetworksError as error:
+            said = str(error).rstrip(".")
+            taken = re.search(r"in use|address", said, re.IGNORECASE)
+            hint = " Look for another interface, route or DNS server with its addresses (`ip route`, `ss -lup`)."
             raise NetworksError(
-                f"{error}. The network {self.name} is defined and does not start: look for another interface, route or "
-                "DNS server with its addresses (`ip route`, `ss -lup sport = :53`)."
+                f"{said}. The network {self.name} is defined and does not start.{hint if taken else ''}"
             ) from error
 
     def _update(self, wished: str) -> None:
