@@ -81,8 +81,8 @@ def test_its_playbook_finds_its_roles_without_the_checkout(installed: Path, tmp_
 
 
 @pytest.mark.ansible
-@pytest.mark.parametrize("kind", ["module", "filter"])
-def test_every_plugin_says_what_it_does(kind: str, installed: Path, tmp_path: Path) -> None:
-    listed = run("ansible-doc", "-t", kind, "-l", "kvmfleet.host", cwd=tmp_path, paths=installed)
+def test_every_module_says_what_it_does(installed: Path, tmp_path: Path) -> None:
+    """Filters are the roles' own business."""
+    listed = run("ansible-doc", "-t", "module", "-l", "kvmfleet.host", cwd=tmp_path, paths=installed)
     assert listed.startswith("kvmfleet.host.")
     assert "UNDOCUMENTED" not in listed
