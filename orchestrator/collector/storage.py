@@ -122,9 +122,17 @@ def use(report: child.Report, path: str, user: kvm.User, state: Dict[str, Any]) 
     if not stat.S_ISDIR(info.st_mode):
         raise OSError(errno.ENOTDIR, "not a folder")
     state.update(mode=stat.S_IMODE(info.st_mode), uid=info.st_uid, gid=info.st_gid)
+    steps = []
+
+    def noted(step: str) -> None:
+        steps.append(step)
+        report(step)
+
     try:
-        return tried(report, path, user, given=True)
+        return tried(noted, path, user, given=True)
     except PermissionError:
+        if steps[-1] not in ("create", "give"):
+            raise
         return tried(report, path, user, given=False)
 
 
