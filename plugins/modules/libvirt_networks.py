@@ -321,7 +321,7 @@ class _Work(NamedTuple):
                 self.host.virsh("net-destroy", self.name)
 
     def _start(self) -> None:
-        """A network that does not start with its new definition gets the old one back."""
+        """One that does not start stays defined; the next run tries again."""
         try:
             self.host.virsh("net-start", self.name)
         except NetworksError as error:
