@@ -137,12 +137,12 @@ def test_only_the_role_libvirt_restarts_and_only_kernel_modules_reboots() -> Non
     """What others change reaches its handler through variables, so that everything happens once, in a known order."""
     handlers = {path.parts[-3] for path in ROLES.glob("*/handlers/*.yml")}
     assert handlers == {"libvirt"}
-    words = {"restarted": set(), "ansible.builtin.reboot": set()}
+    words = {"state: restarted": set(), "ansible.builtin.reboot:": set()}
     for path in ROLES.glob("*/*/*.yml"):
         for word, roles in words.items():
             if word in path.read_text():
                 roles.add(path.parts[-3])
-    assert words == {"restarted": {"libvirt"}, "ansible.builtin.reboot": {"kernel_modules"}}
+    assert words == {"state: restarted": {"libvirt"}, "ansible.builtin.reboot:": {"kernel_modules"}}
 
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")

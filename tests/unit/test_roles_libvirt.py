@@ -170,7 +170,7 @@ def test_an_upgrade_that_left_libvirtd_behind_ends_with_one_family() -> None:
     assert ended == ["libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket", "libvirtd.service"]
     after = (
         left
-        | dict.fromkeys(ended, OFF)
+        | dict.fromkeys(ended, MASKED)
         | dict.fromkeys(result["sockets"], ON)
         | dict.fromkeys(result["services"], IDLE)
     )
