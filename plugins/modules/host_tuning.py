@@ -149,7 +149,7 @@ contract:
   returned: always
   type: dict
 would_change:
-  description: Whether there is something to do. As RV(changed), but a task cannot overrule it.
+  description: Whether there is something to do. As C(changed), but a task cannot overrule it.
   returned: always
   type: bool
 mounted:
@@ -161,7 +161,8 @@ units:
   returned: always
   type: dict
 """
-TUNED_PROFILE, TUNED_MODE = "/etc/tuned/active_profile", "/etc/tuned/profile_mode"
+TUNED_PROFILE = "/etc/tuned/active_profile"
+TUNED_MODE = "/etc/tuned/profile_mode"
 
 # --- what is done
 

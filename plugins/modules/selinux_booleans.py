@@ -19,7 +19,8 @@ description:
   - Does nothing where the kernel has no SELinux.
 options:
   booleans:
-    description: Boolean -> true or false, for example V({virt_use_nfs: true}).
+    description:
+      - Boolean -> true or false, for example C(virt_use_nfs=true).
     type: dict
     required: true
 author:
