@@ -63,9 +63,9 @@ NOTHING = "There is no record and no contract: kvmfleet never changed this host,
 
 
 KNOWN = {
-    "asked", "autostart", "bridge", "directory", "empty", "file", "folder", "member", "module", "network", "older",
-    "package", "pool", "secret", "selinux", "selinux_boolean", "selinux_fcontext", "sysctl", "sysfs", "transaction",
-    "tuned", "ufw", "unit",
+    "asked", "autostart", "bridge", "directory", "empty", "file", "folder", "listener", "mask", "member", "module",
+    "network", "older", "package", "pool", "secret", "selinux", "selinux_boolean", "selinux_fcontext", "sysctl",
+    "sysfs", "transaction", "tuned", "ufw", "unit",
 }  # fmt: skip
 
 

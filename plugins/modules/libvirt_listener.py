@@ -140,7 +140,9 @@ class Plan:
         others = read(path) != text
         if not others and found["active"] and found["enabled"]:
             return
-        self._note("unit", socket, {"enabled": found["enabled"], "active": found["active"]})
+        before = {"enabled": found["enabled"], "active": found["active"]}
+        self._note("listener", socket, before)  # that we opened it, which a note of the kind unit does not tell
+        self._note("unit", socket, before)
         if others:
             self._write(path, text)
             self._do(["systemctl", "daemon-reload"])
@@ -151,9 +153,9 @@ class Plan:
 
     def silence(self, socket: str, service: str) -> None:
         """Ends what we began, and nothing else."""
-        if not self._record.holds("unit", socket):
+        if not self._record.holds("listener", socket):
             return
-        before = self._record.before("unit", socket) or {}
+        before = self._record.before("listener", socket)
         if read(self._path(socket)):
             self._write(self._path(socket), "")
             self._do(["systemctl", "daemon-reload"])
@@ -162,7 +164,7 @@ class Plan:
             if self._host.state(service)["active"]:  # it was handed the port, and would keep it
                 self._do(["systemctl", "restart", service])
         if not self._check:
-            self._record.forget("unit", socket)
+            self._record.forget("listener", socket)
 
     def _restart(self, socket: str, service: str) -> None:
         """systemd starts no socket whose service runs already."""

@@ -146,19 +146,15 @@ def _mask(host: Host, masked: Any) -> None:
         standing = {"enabled": unit.get("UnitFileState") == "enabled", "active": unit.get("ActiveState") == "active"}
         if host.do(f"{name} is masked"):
             host.record.note("unit", name, {**standing, "masked": False})
+            host.record.note("mask", name)
             host.record.save()
             host.call("systemctl", "mask", "--now", name)
             if standing["active"]:  # the daemon has the open socket still; guests go on when it starts anew
                 host.call("systemctl", "try-restart", re.sub(r"-tcp\.socket$", ".service", name))
-    for name in [name for name in host.record.names("unit") if name not in masked and _masked_by_us(host, name)]:
+    for name in [name for name in host.record.names("mask") if name not in masked]:
         if host.do(f"{name} is no longer masked"):
             host.call("systemctl", "unmask", name)
-            host.record.forget("unit", name)
-
-
-def _masked_by_us(host: Host, name: str) -> bool:
-    before = host.record.before("unit", name)
-    return name.endswith("-tcp.socket") and isinstance(before, dict) and before.get("masked") is False
+            host.record.forget("mask", name)
 
 
 def _dropin(host: Host, name: str, group: str, widen: bool) -> bool:
