@@ -104,7 +104,20 @@ def units(files: Mapping[str, Any]) -> list[str]:
 
 
 LENSES: dict[str, str | tuple[str, int]] = {
-    "/usr/share/augeas/lenses/libvirtd_qemu.aug": 'let files_entry = int_entry "max_files" | str_entry "user"\n',
+    "/usr/share/augeas/lenses/libvirtd_qemu.aug": "".join(
+        f'let entry = any_entry "{name}"\n'
+        for name in (
+            "max_files",
+            "migration_port_max",
+            "migration_port_min",
+            "remember_owner",
+            "seccomp_sandbox",
+            "security_default_confined",
+            "security_driver",
+            "security_require_confined",
+            "user",
+        )
+    ),
     "/usr/share/augeas/lenses/virtqemud.aug": 'let logging_entry = int_entry "log_level"\n',
 }
 QEMU_CONF: dict[str, str | tuple[str, int]] = {
