@@ -431,7 +431,9 @@ def restore_units(work: Work) -> None:
     names = work.record.names("unit")
     now = units.standing(work.host.run, work.host.which, names) if names else {}
     for name, before in work.each("unit"):
-        if before is not None and name in now:
+        if before is None and now.get(name, {}).get("masked"):  # a mask needs no unit that is there
+            work.act(f"systemctl unmask {name}", lambda name=name: work.call(["systemctl", "unmask", name]))
+        elif before is not None and name in now:
             _bring(work, name, now[name], {"masked": False, **before})
 
 

@@ -120,3 +120,5 @@ def test_what_is_no_longer_declared_is_taken_back(provision, on, address):
     on(HOST, "test ! -e /etc/kvmfleet/firewall.nft")
     assert on(HOST, "stat -c %a /run/libvirt/libvirt-sock").strip() == "666"
     assert "auth_unix_rw" not in on(HOST, "grep -v ^# /etc/libvirt/libvirtd.conf || true")
+    gone = "ufw iptables libip4tc2 libip6tc2"  # libvirt's packages bring none of them
+    on(HOST, f"DEBIAN_FRONTEND=noninteractive apt-get -qq -y purge {gone} >/dev/null 2>&1")

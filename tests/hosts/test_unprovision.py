@@ -57,7 +57,7 @@ def test_a_guest_and_virtlogd_go_on_while_two_families_become_one_and_settings_c
     # no package of Debian brings the other family, so this one only listens
     on(
         HOST,
-        "cd /etc/systemd/system; "
+        "cd /usr/lib/systemd/system; "
         'printf "[Socket]\\nListenStream=/run/other\\n[Install]\\nWantedBy=sockets.target\\n" > virtqemud.socket; '
         'printf "[Service]\\nExecStart=/bin/sleep infinity\\n" > virtqemud.service; '
         "systemctl daemon-reload; systemctl enable --now virtqemud.socket",
@@ -100,7 +100,7 @@ ACCOUNTS = r"\./(passwd|group|shadow|gshadow|subuid|subgid)-?"
 
 
 def test_an_unprovisioned_host_has_the_packages_and_files_from_before(kvmfleet, inventory, on, fingerprint):
-    on(HOST, "virsh -q destroy dns; systemctl disable --now virtqemud.socket; rm /etc/systemd/system/virtqemud.*")
+    on(HOST, "virsh -q destroy dns; systemctl disable --now virtqemud.socket; rm /usr/lib/systemd/system/virtqemud.*")
     done = kvmfleet("unprovision", "-i", inventory, "--yes")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "stays: /etc/libvirt/qemu/dns.xml" in done.stdout
