@@ -175,10 +175,10 @@ def test_a_killed_up_leaves_its_machine_to_the_next_command(image, state):
             if line.strip().endswith("starting"):
                 break
         deadline = time.monotonic() + 20
-        # Its own from the moment it has detached itself; what comes before, the making of its disk too, ends with us.
-        while time.monotonic() < deadline and not any(state.glob("labs/killed/hosts/*/qmp")):
+        while time.monotonic() < deadline and not detached("killed"):
             time.sleep(0.01)
         up.kill()
+    time.sleep(0.5)  # what ends with its maker is gone by then
     assert running("killed"), "a machine is not its maker's child"
     labs.down("killed", progress=quiet)
     assert not running("killed")
@@ -187,6 +187,16 @@ def test_a_killed_up_leaves_its_machine_to_the_next_command(image, state):
 
 def running(name):
     return mentioning(f"/labs/{name}/hosts/")
+
+
+def detached(name):
+    """Whether a machine runs and nothing works on it any more in our session, as what makes its disk does, and the QEMU
+    that it forks from: it ends when that one cannot hear any more that all went well.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        sessions = {os.getsid(int(pid)) for pid in running(name)}
+        return bool(sessions) and os.getsid(0) not in sessions
+    return False
 
 
 def mentioning(text):
