@@ -12,7 +12,7 @@
         MissingPackagesError      ... because system packages are missing
       Interrupted                 exit 130: the user said stop
 
-A host that failed, drifted or stayed silent is never an exception: it is a value, and cli.py turns it into an exit
+A host that failed, drifted or stayed silent is never an exception: it is a value, and cli turns it into an exit
 code.
 """
 

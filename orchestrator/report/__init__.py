@@ -1,1 +1,1 @@
-"""What a run learned, in the forms that people and machines read. Everything here returns; cli.py prints."""
+"""What a run learned, in the forms that people and machines read. Everything here returns; cli prints."""

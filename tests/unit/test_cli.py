@@ -13,14 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import cli as module
-from orchestrator.cli import cli, main
+import orchestrator
+from orchestrator.cli.main import cli, main
+from orchestrator.cli.options import BootType
+from orchestrator.cli.output import Output
 from orchestrator.errors import Interrupted, KvmfleetError
 from orchestrator.model import Boot, Collected, Finding, HostConverged, HostResult, Judgement
 from orchestrator.rollout import Run
 
 COMMAND = [sys.executable, "-P", "-m", "orchestrator"]
-PACKAGE = {"PYTHONPATH": str(Path(module.__file__).parents[1])}  # for a test that stands elsewhere
+PACKAGE = {"PYTHONPATH": str(Path(orchestrator.__file__).parents[1])}  # for a test that stands elsewhere
 
 
 @pytest.fixture
@@ -49,11 +51,11 @@ def run(monkeypatch, capsys):
     ],
 )
 def test_a_boot_is_a_depth_or_an_image_with_what_it_should_say(typed, meant):
-    assert module._BootType().convert(typed, None, None) == meant
+    assert BootType().convert(typed, None, None) == meant
 
 
 def test_depths_are_completed():
-    assert [item.value for item in module._BootType().shell_complete(None, None, "f")] == ["firmware", "file="]
+    assert [item.value for item in BootType().shell_complete(None, None, "f")] == ["firmware", "file="]
 
 
 def test_a_guest_that_cannot_be_fetched_ends_the_run_before_any_host_is_asked(run, state, monkeypatch):
@@ -173,7 +175,7 @@ def finish(capsys):
     """Lets the output of a command finish a run; gives exit code, stdout and stderr."""
 
     def call(run_, *, as_json=False, junit=None, pretended=False):
-        output = module._Output("validate", as_json, junit, False, False)
+        output = Output("validate", as_json, junit, False, False)
         with pytest.raises(SystemExit) as end:
             (output.finish_pretended if pretended else output.finish)(run_)
         written = capsys.readouterr()

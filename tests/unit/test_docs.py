@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
-from orchestrator.cli import cli
+from orchestrator.cli.main import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

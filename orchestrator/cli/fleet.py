@@ -1,0 +1,114 @@
+"""Commands over a fleet."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.cli.options import ansible, boot_option, connection_options, playbook_options, report_options
+from orchestrator.cli.output import Output, board, log, steps
+from orchestrator.errors import UsageError
+
+if TYPE_CHECKING:
+    from orchestrator.inventory import AnsibleOptions, Fleet, Secrets
+    from orchestrator.model import Boot
+
+__all__ = ["provision", "provision_hosts", "ready", "unprovision", "validate"]
+
+
+@click.command(short_help="Make the hosts KVM hosts, then prove each one.")
+@connection_options
+@playbook_options
+@boot_option
+@report_options
+def provision(boot: Boot, as_json: bool, junit: str | None, strict: bool, **given: Any) -> None:
+    """Install and configure QEMU/KVM and libvirt on the hosts of the group kvm_hosts, then prove each one."""
+    if given["check"] and junit:
+        raise UsageError(
+            "Check mode proves nothing, so there is no JUnit report.", hint="Leave out --junit or --check."
+        )
+    options, secrets = ansible(given)
+    log(options.verbosity)
+    provision_hosts(options, secrets, boot, Output("provision", as_json, junit, strict, bool(options.verbosity)))
+
+
+@click.command(short_help="Prove the hosts as they are; changes nothing.")
+@connection_options
+@boot_option
+@report_options
+def validate(boot: Boot, as_json: bool, junit: str | None, strict: bool, **given: Any) -> None:
+    """Prove the hosts as they are. Changes nothing; the guest that is booted cleans up after itself."""
+    from orchestrator import inventory, rollout
+
+    options, secrets = ansible(given)
+    log(options.verbosity)
+    output = Output("validate", as_json, junit, strict, bool(options.verbosity))
+    boot = ready(boot)
+    fleet = inventory.load(options)
+    with board(fleet, "validate") as shown:
+        run = rollout.validate(fleet, options, secrets=secrets, boot=boot, on_event=shown.event)
+    output.finish(run)
+
+
+@click.command(short_help="Take back what was added to the hosts, and nothing else.")
+@connection_options
+@click.option("-C", "--check", "--dry-run", is_flag=True, help="Change nothing; say what would be taken back.")
+@click.option("-D", "--diff", is_flag=True, help="Show the changes in files.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON; nothing else on stdout.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+def unprovision(as_json: bool, yes: bool, **given: Any) -> None:
+    """Take back what was added to the hosts of the group kvm_hosts: packages, files, units, networks, pools.
+
+    Nothing else is touched. Guests' definitions and disks stay, and a host on which guests run is left as it is, unless
+    kvmfleet_allow_disruption is true. An interrupted run goes on when it is started again.
+    """
+    from orchestrator import inventory, rollout
+
+    options, secrets = ansible(given)
+    log(options.verbosity)
+    fleet = inventory.load(options)
+    if not options.check:
+        _agree(fleet, yes)
+    with board(fleet, "check mode" if options.check else "unprovision") as shown:
+        run = rollout.unprovision(fleet, options, secrets=secrets, on_event=shown.event)
+    Output("unprovision", as_json, None, False, bool(options.verbosity)).finish_given_back(run, options.check)
+
+
+def _agree(fleet: Fleet, yes: bool) -> None:
+    """Asks before hosts are turned back, and goes on only after a yes."""
+    names = [host.name for host in fleet.hosts]
+    told = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(
+            f"Unprovisioning {told} needs a yes, and there is no terminal to ask at.",
+            hint="Add --yes, or --dry-run to see what would be taken back.",
+        )
+    if not click.confirm(f"Turn {told} back into what they were before kvmfleet?", err=True):
+        raise UsageError("Nothing was taken back.")
+
+
+def provision_hosts(options: AnsibleOptions, secrets: Secrets, boot: Boot, output: Output) -> None:
+    """Load, roll out, report: what `provision` and `lab up` share."""
+    from orchestrator import inventory, rollout
+
+    boot = boot if options.check else ready(boot)
+    fleet = inventory.load(options)
+    with board(fleet, "check mode" if options.check else "provision") as shown:
+        run = rollout.provision(fleet, options, secrets=secrets, boot=boot, on_event=shown.event)
+    if options.check:
+        output.finish_pretended(run)
+    output.finish(run)
+
+
+def ready(boot: Boot) -> Boot:
+    """With what it needs from the network: before any host is asked, or changed."""
+    if boot.depth != "alpine":
+        return boot
+    from orchestrator import assets
+
+    with steps() as progress:
+        return assets.alpine(progress)

@@ -1,0 +1,163 @@
+"""Options that several commands share, and the values they become."""
+
+from __future__ import annotations
+
+import functools
+import getpass
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from orchestrator.errors import UsageError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from orchestrator.inventory import AnsibleOptions, Secrets
+    from orchestrator.model import Boot
+
+__all__ = [
+    "BootType",
+    "ansible",
+    "boot_option",
+    "connection_options",
+    "playbook_options",
+    "report_options",
+    "yes_option",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEPTHS = ("none", "proof", "firmware", "uefi", "alpine")
+
+
+def _apply(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """One decorator out of several, in the order in which --help should list them."""
+    return lambda function: functools.reduce(lambda f, decorate: decorate(f), reversed(decorators), function)
+
+
+connection_options = _apply(
+    click.option(
+        "-i",
+        "--inventory",
+        multiple=True,
+        metavar="PATH",
+        help="Inventory: a file, a folder, a script, or a comma-separated list of hosts. May be repeated.",
+    ),
+    click.option("-l", "--limit", default="", metavar="PATTERN", help="Only the hosts that match this pattern."),
+    click.option(
+        "-e", "--extra-vars", multiple=True, metavar="VARS", help="Variables: key=value, JSON, YAML or @file."
+    ),
+    click.option("-f", "--forks", type=click.IntRange(1, 10000), help="How many hosts at a time."),
+    click.option("-u", "--user", default="", metavar="NAME", help="Log in as this user."),
+    click.option("--private-key", "--key-file", default="", metavar="FILE", help="Log in with this key."),
+    click.option(
+        "-T", "--timeout", "timeout_s", type=click.IntRange(1, 3600), help="Seconds to wait for a connection."
+    ),
+    click.option("-b", "--become", is_flag=True, help="Become root on the hosts (the default of the playbooks)."),
+    click.option("-k", "--ask-pass", is_flag=True, help="Ask for the login password."),
+    click.option("-K", "--ask-become-pass", is_flag=True, help="Ask for the password of sudo."),
+    click.option(
+        "--vault-password-file", "--vault-pass-file", multiple=True, metavar="FILE", help="Holds the vault password."
+    ),
+    click.option("--vault-id", multiple=True, metavar="LABEL@SOURCE", help="Vault identity; SOURCE is a file."),
+    click.option("-v", "--verbose", count=True, help="Say more: every finding, what Ansible says; -vvv all of it."),
+)
+
+playbook_options = _apply(
+    click.option("-t", "--tags", multiple=True, metavar="TAGS", help="Only tasks with these tags."),
+    click.option("--skip-tags", multiple=True, metavar="TAGS", help="All but the tasks with these tags."),
+    click.option("-C", "--check", is_flag=True, help="Change nothing; say what would change."),
+    click.option("-D", "--diff", is_flag=True, help="Show the changes in files."),
+)
+
+report_options = _apply(
+    click.option("--json", "as_json", is_flag=True, help="Print the report as JSON; nothing else on stdout."),
+    click.option(
+        "--junit", type=click.Path(dir_okay=False), metavar="FILE", help="Also write the report as JUnit XML."
+    ),
+    click.option("--strict", is_flag=True, help="Exit 2 for warnings as well."),
+)
+
+
+class BootType(click.ParamType["Boot"]):
+    """A depth, or `file=IMAGE` with an optional `,expect=REGEX` at its end."""
+
+    name = "boot"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return f"[{'|'.join(DEPTHS)}|file=IMAGE]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Boot:
+        from orchestrator.model import Boot
+
+        if isinstance(value, Boot):
+            return value
+        if value in DEPTHS:
+            return Boot(value)
+        kind, _, rest = value.partition("=")
+        image, _, expect = rest.partition(",expect=")
+        if kind != "file":
+            self.fail(f"{value!r} is not one of {', '.join(DEPTHS)} and file=IMAGE.", param, ctx)
+        if not image.startswith("/"):
+            self.fail(f"{image!r} is not an absolute path: the image lies on the host, not here.", param, ctx)
+        try:
+            re.compile(expect)
+        except re.error as e:
+            self.fail(f"{expect!r} is not a regular expression: {e}.", param, ctx)
+        return Boot("file", image=image, expect=expect)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(word) for word in (*DEPTHS, "file=") if word.startswith(incomplete)]
+
+
+boot_option = click.option(
+    "--boot",
+    type=BootType(),
+    default="firmware",
+    show_default=True,
+    help="How far the proof goes: no guest (which leaves every host unknown), a few instructions through /dev/kvm, "
+    "or a libvirt guest that boots: a boot sector, the shell of UEFI firmware, an unmodified Linux, or IMAGE, a disk "
+    "image on the host (file=IMAGE,expect=REGEX waits until its serial line says that).",
+)
+
+
+yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+
+
+def ansible(given: dict[str, Any]) -> tuple[AnsibleOptions, Secrets]:
+    """The options of Ansible out of what click parsed, and what the user typed at the prompts they ask for."""
+    from orchestrator.inventory import AnsibleOptions, Secrets
+
+    connection = _ask("SSH password: ") if given.pop("ask_pass") else ""
+    default = "[defaults to SSH password]" if connection else ""
+    become = _ask(f"BECOME password{default}: ") or connection if given.pop("ask_become_pass") else ""
+    options = AnsibleOptions(
+        vault_password_files=given.pop("vault_password_file"),
+        vault_ids=given.pop("vault_id"),
+        verbosity=given.pop("verbose"),
+        **given,
+    )
+    return options, Secrets(connection=connection, become=become)
+
+
+def _ask(prompt: str) -> str:
+    """A password that is typed at the terminal; where there is no terminal, the next line of stdin."""
+    try:
+        Path("/dev/tty").open("rb").close()
+    except OSError:
+        line = sys.stdin.readline() if sys.stdin else ""
+    else:
+        return getpass.getpass(prompt)
+    if not line:
+        raise UsageError(
+            f"{prompt.rstrip(': ')}: there is no terminal to type it at, and nothing on stdin.",
+            hint="Run this at a terminal, or hand the password over on stdin.",
+        )
+    return line.rstrip("\n")

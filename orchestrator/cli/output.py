@@ -1,0 +1,132 @@
+"""Where the report of a command goes, and the exit code that it means."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from orchestrator.errors import KvmfleetError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from orchestrator.inventory import Fleet
+    from orchestrator.model import HostResult
+    from orchestrator.report.progress import Board, Steps
+    from orchestrator.rollout import Run
+
+__all__ = ["Output", "board", "complain", "console", "ignore", "log", "print_json", "steps"]
+
+
+class Output:
+    """Where the report of one command goes, and the exit code that it means."""
+
+    def __init__(self, command: str, as_json: bool, junit: str | None, strict: bool, verbose: bool) -> None:
+        self._command = command
+        self._json = as_json
+        self._junit = junit
+        self._strict = strict
+        self._verbose = verbose
+
+    def finish(self, run: Run) -> NoReturn:
+        """Prints the report before anything is written, so that a full disk loses nothing of it; then exits."""
+        from orchestrator.report import json, summary, terminal
+
+        if self._json:
+            click.echo(json.render(run.results, command=self._command))
+        else:
+            console().print(terminal.report(run.results, verbose=self._verbose))
+        code = summary.exit_code(run.results, strict=self._strict)
+        if self._junit:
+            code = self._write_junit(self._junit, run.results) or code
+        for note in run.notes:
+            complain(note)
+            code = note.exit_code
+        raise SystemExit(code)
+
+    def finish_pretended(self, run: Run) -> NoReturn:
+        """The same for check mode, which proves nothing and leaves nothing to write."""
+        from orchestrator.report import json, summary, terminal
+
+        if self._json:
+            click.echo(json.render_pretended(run.converged, command=self._command))
+        else:
+            console().print(terminal.pretended(run.converged))
+        raise SystemExit(summary.pretended_exit_code(run.converged))
+
+    def finish_given_back(self, run: Run, check: bool) -> NoReturn:
+        """For hosts that are no KVM hosts any more, so that nothing was proven."""
+        from orchestrator.report import json, summary, terminal
+
+        if self._json:
+            click.echo(json.render_pretended(run.converged, command=self._command, check_mode=check))
+        else:
+            console().print(terminal.given_back(run.converged, check=check))
+        code = summary.pretended_exit_code(run.converged)
+        for note in run.notes:
+            complain(note)
+            code = note.exit_code
+        raise SystemExit(code)
+
+    def _write_junit(self, path: str, results: Sequence[HostResult]) -> int:
+        from orchestrator.report import junit
+
+        try:
+            Path(path).write_text(junit.render(results), encoding="utf-8")
+        except OSError as e:
+            problem = KvmfleetError(f"{path}: {e.strerror}.", hint="Give --junit a file that can be written.")
+            complain(problem)
+            return problem.exit_code
+        return 0
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A terminal of the width it has; a pipe or a file gets wide lines and no colours."""
+    from rich.console import Console
+
+    console = Console(stderr=stderr, highlight=False, emoji=False, markup=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 160
+    return console
+
+
+def board(fleet: Fleet, title: str) -> Board:
+    from orchestrator.report.progress import Board
+
+    return Board([host.name for host in fleet.hosts], title=title, console=console(stderr=True))
+
+
+def steps() -> Steps:
+    from orchestrator.report.progress import Steps
+
+    return Steps(console(stderr=True))
+
+
+def ignore(message: str, fraction: float | None = None) -> None:
+    """Progress that nobody looks at."""
+
+
+def print_json(document: object) -> None:
+    import msgspec
+
+    click.echo(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+
+
+def complain(error: KvmfleetError) -> None:
+    """What, where and why; then what to do next."""
+    click.echo(f"kvmfleet: {error.message}", err=True)
+    if error.hint:
+        click.echo(f"  {error.hint}", err=True)
+
+
+def log(verbosity: int) -> None:
+    """The story on stderr: warnings, with -v what we do, with -vv what we decide."""
+    level = {0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("orchestrator").setLevel(level)

@@ -1,0 +1,73 @@
+"""Commands that need no host."""
+
+from __future__ import annotations
+
+import difflib
+
+import click
+
+from orchestrator.cli.output import console, print_json
+from orchestrator.errors import UsageError
+
+__all__ = ["completion", "doctor", "explain"]
+
+
+def _complete_check(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
+    from orchestrator.checks import catalogue
+
+    return [topic.id for topic in catalogue.topics() if topic.id.startswith(typed)]
+
+
+@click.command(short_help="Tell what a check proves, how, and what to do.")
+@click.argument("check_id", metavar="CHECK-ID", required=False, shell_complete=_complete_check)
+def explain(check_id: str | None) -> None:
+    """Tell what a check proves, how, and what to do when it fails. Without CHECK-ID, list all checks."""
+    from orchestrator.checks import catalogue
+    from orchestrator.report import check as check_report
+
+    if check_id is None:
+        width = max(len(topic.id) for topic in catalogue.topics())
+        for topic in catalogue.topics():
+            click.echo(f"{topic.id:<{width}}  {topic.title}")
+        return
+    found = catalogue.explain(check_id)
+    if found is None:
+        near = difflib.get_close_matches(check_id, [topic.id for topic in catalogue.topics()], n=3)
+        known = f"Did you mean {' or '.join(near)}?" if near else "`kvmfleet explain` lists all checks."
+        raise UsageError(f"There is no check {check_id!a}.", hint=known)
+    console().print(check_report.explanation(found))
+
+
+@click.command(short_help="Show every problem of this controller, each with its fix.")
+@click.option("--json", "as_json", is_flag=True, help="Print the problems as JSON.")
+def doctor(as_json: bool) -> None:
+    """Show every problem of this controller at once, each with its fix."""
+    from orchestrator import doctor as surgery
+
+    problems = surgery.problems()
+    if as_json:
+        print_json(problems)
+    else:
+        for problem in problems:
+            click.echo(f"{problem.level:<7} {problem.what}\n        {problem.fix}")
+        click.echo("No problem found." if not problems else f"{len(problems)} found.")
+    if any(problem.level == "error" for problem in problems):
+        raise SystemExit(1)
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print the completion script of a shell.
+
+    \b
+    bash: kvmfleet completion bash > ~/.local/share/bash-completion/completions/kvmfleet
+    zsh:  kvmfleet completion zsh > "${fpath[1]}/_kvmfleet"
+    fish: kvmfleet completion fish > ~/.config/fish/completions/kvmfleet.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    script = get_completion_class(shell)
+    assert script is not None, shell
+    click.echo(script(context.find_root().command, {}, "kvmfleet", "_KVMFLEET_COMPLETE").source())
