@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 
 import msgspec
 
+from orchestrator.checks import fleet
 from orchestrator.checks.catalogue import catalogue
 from orchestrator.checks.contract import read
 from orchestrator.checks.registry import Case, Check
-from orchestrator.model import Collected, Contract, Evidence, Finding, Judgement, Profile, Verdict
+from orchestrator.model import (
+    Collected,
+    Contract,
+    Evidence,
+    Finding,
+    FleetFinding,
+    HostResult,
+    Judgement,
+    Profile,
+    Verdict,
+)
 
-__all__ = ["judge", "read_contract", "silence"]
+__all__ = ["judge", "judge_fleet", "read_contract", "silence"]
 
 
 def read_contract(evidence: Evidence) -> Contract | None:
@@ -79,6 +90,13 @@ def _cause(verdict: Verdict, findings: list[Finding]) -> Finding | None:
         skipped = by_check["kvm.exec"]
         return by_check.get(skipped.cause, skipped)
     return first
+
+
+def judge_fleet(results: Iterable[HostResult]) -> tuple[FleetFinding, ...]:
+    """What the hosts that gave evidence are together; nothing where there is only one."""
+    answers = [(result.host, result.collected.evidence, result.contract) for result in results]
+    members = [fleet.Member(host, evidence, contract) for host, evidence, contract in answers if evidence]
+    return tuple(check.finding(members) for check in fleet.CHECKS) if len(members) > 1 else ()
 
 
 def silence(collected: Collected) -> Judgement:

@@ -48,6 +48,7 @@ __all__ = [
     "Sysctl",
     "Tuning",
     "FileState",
+    "Identity",
     "ContractSlot",
     "Evidence",
     "ModuleWish",
@@ -66,6 +67,7 @@ __all__ = [
     "Contract",
     "Status",
     "Finding",
+    "FleetFinding",
     "Verdict",
     "Judgement",
     "TaskFailure",
@@ -237,6 +239,7 @@ class Libvirt(msgspec.Struct, frozen=True):
 
     units: Annotated[dict[Short, Unit], msgspec.Meta(max_length=128)] = {}
     version: Short = ""  # of the daemon that answered
+    host_uuid: Short = ""  # by which it tells hosts apart when guests move
     connected: bool = False
     error: Text = ""  # why not connected
     domain_types: Names = ()  # types that the capabilities offer for the host's own architecture
@@ -443,6 +446,14 @@ class Tuning(msgspec.Struct, frozen=True):
     nohz_full: Short = ""
 
 
+class Identity(msgspec.Struct, frozen=True):
+    """What should be this host's alone, and what a guest finds on its processor; for comparing hosts."""
+
+    machine: Short = ""  # digest of the machine id, "" where there is none
+    host_keys: Annotated[tuple[Short, ...], msgspec.Meta(max_length=16)] = ()  # "ssh-ed25519 SHA256:..."
+    flags: Annotated[tuple[Short, ...], msgspec.Meta(max_length=1024)] = ()  # all that /proc/cpuinfo names
+
+
 class ContractSlot(msgspec.Struct, frozen=True):
     """/etc/kvmfleet/contract.json as it was found; the text is decoded by the judge's side."""
 
@@ -473,6 +484,7 @@ class Evidence(msgspec.Struct, frozen=True):
     packages: Table = {}  # those the contract names: name -> version, "" when not installed
     files: Annotated[dict[Short, FileState], msgspec.Meta(max_length=512)] = {}
     members: Annotated[dict[Short, Names], msgspec.Meta(max_length=64)] = {}  # group -> users, contract's groups
+    identity: Identity = Identity()
     contract: ContractSlot = ContractSlot()
     errors: Table = {}  # section -> why the collector could not fill it
 
@@ -646,6 +658,12 @@ class Finding(msgspec.Struct, frozen=True):
     seen: str = ""
     fix: str = ""
     cause: str = ""  # id of the check because of which this one was skipped
+
+
+class FleetFinding(Finding, frozen=True):
+    """What one check found among hosts that are each for themselves in order."""
+
+    hosts: tuple[str, ...] = ()  # those that are concerned
 
 
 Verdict = Literal["proven", "degraded", "failed", "unreachable", "unknown"]

@@ -13,13 +13,14 @@ from orchestrator.collect import collect
 from orchestrator.converge import Progress, converge
 from orchestrator.errors import KvmfleetError, StoreError
 from orchestrator.inventory import AnsibleOptions, Fleet, Host, Secrets
-from orchestrator.judge import judge, read_contract, silence
+from orchestrator.judge import judge, judge_fleet, read_contract, silence
 from orchestrator.model import (
     Boot,
     Collected,
     Contract,
     Depth,
     Finding,
+    FleetFinding,
     HostConverged,
     HostResult,
     Judgement,
@@ -51,6 +52,7 @@ class Run(msgspec.Struct, frozen=True):
     results: tuple[HostResult, ...]
     converged: tuple[HostConverged, ...] = ()
     notes: tuple[KvmfleetError, ...] = ()
+    fleet: tuple[FleetFinding, ...] = ()  # what the hosts are together
 
 
 class Edges(NamedTuple):
@@ -88,7 +90,7 @@ def provision(
         with _History(edges.store, "provision") as history:
             converged = _play(fleet, options, secrets, intents, tell, edges)
             results = _prove(fleet, options, secrets, boot, tell, edges, {host.host: host for host in converged})
-            return Run(results, converged, history.keep(results))
+            return Run(results, converged, history.keep(results), judge_fleet(results))
 
 
 def unprovision(
@@ -127,7 +129,7 @@ def validate(
     """Proves every host as it is. Takes no lock: looking changes nothing, and may go on beside a rollout."""
     with _History(edges.store, "validate") as history:
         results = _prove(fleet, options, secrets, boot, on_event or _nothing, edges, {})
-        return Run(results, (), history.keep(results))
+        return Run(results, (), history.keep(results), judge_fleet(results))
 
 
 def _play(

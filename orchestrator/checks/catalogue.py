@@ -5,6 +5,7 @@ from __future__ import annotations
 from orchestrator.checks import (
     contract,
     cpu,
+    fleet,
     guest,
     guests,
     host,
@@ -49,8 +50,8 @@ def catalogue() -> tuple[Check, ...]:
 
 
 def topics() -> tuple[Topic, ...]:
-    """Everything that a finding can be about: what the rollout finds, then the checks."""
-    return (host.CONVERGED, *catalogue())
+    """Everything that a finding can be about: what the rollout finds, the checks of a host, those of the fleet."""
+    return (host.CONVERGED, *catalogue(), *fleet.CHECKS)
 
 
 def explain(id: str) -> Topic | None:
@@ -67,6 +68,7 @@ PREFACE = """\
 # The checks
 
 In the order of the chain. The first that fails is the root cause; what requires it is skipped and names it.
+The last ones, of the group `fleet`, compare hosts with each other.
 `kvmfleet explain CHECK-ID` shows the same text. This file is made by `python -m orchestrator.checks`.
 """
 

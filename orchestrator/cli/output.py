@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from orchestrator.inventory import Fleet
-    from orchestrator.model import HostResult
     from orchestrator.report.progress import Board, Steps
     from orchestrator.rollout import Run
 
@@ -39,12 +37,12 @@ class Output:
         from orchestrator.report import json, summary, terminal
 
         if self._json:
-            click.echo(json.render(run.results, command=self._command))
+            click.echo(json.render(run.results, run.fleet, command=self._command))
         else:
-            console().print(terminal.report(run.results, verbose=self._verbose))
-        code = summary.exit_code(run.results, strict=self._strict)
+            console().print(terminal.report(run.results, run.fleet, verbose=self._verbose))
+        code = summary.exit_code(run.results, run.fleet, strict=self._strict)
         if self._junit:
-            code = self._write_junit(self._junit, run.results) or code
+            code = self._write_junit(self._junit, run) or code
         for note in run.notes:
             complain(note)
             code = note.exit_code
@@ -74,11 +72,11 @@ class Output:
             code = note.exit_code
         raise SystemExit(code)
 
-    def _write_junit(self, path: str, results: Sequence[HostResult]) -> int:
+    def _write_junit(self, path: str, run: Run) -> int:
         from orchestrator.report import junit
 
         try:
-            Path(path).write_text(junit.render(results), encoding="utf-8")
+            Path(path).write_text(junit.render(run.results, run.fleet), encoding="utf-8")
         except OSError as e:
             problem = KvmfleetError(f"{path}: {e.strerror}.", hint="Give --junit a file that can be written.")
             complain(problem)

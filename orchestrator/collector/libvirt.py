@@ -72,6 +72,7 @@ def connection(uri: str) -> Dict[str, Any]:
     return {
         "connected": True,
         "version": daemon.group(1) if daemon else "",
+        "host_uuid": host_uuid(tag + xml),
         "domain_types": domain_types(tag + xml),
         "confined_by": confined_by(tag + xml),
     }
@@ -89,6 +90,11 @@ def domain_types(capabilities: str) -> List[str]:
             for domain in offered.findall("domain")
         }
     )
+
+
+def host_uuid(capabilities: str) -> str:
+    """By which libvirt tells whether a guest is asked to move to where it is."""
+    return (ElementTree.fromstring(capabilities.strip()).findtext("host/uuid") or "").strip().lower()
 
 
 def confined_by(capabilities: str) -> List[str]:

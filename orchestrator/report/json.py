@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from orchestrator import __version__
-from orchestrator.model import HostConverged, HostResult
+from orchestrator.model import FleetFinding, HostConverged, HostResult
 from orchestrator.report.summary import counts
 
 __all__ = ["SCHEMA", "render", "render_pretended"]
@@ -15,15 +15,17 @@ __all__ = ["SCHEMA", "render", "render_pretended"]
 SCHEMA = 1
 
 
-def render(results: Sequence[HostResult], *, command: str) -> str:
-    """Pretty-printed JSON: schema, kvmfleet version, command, summary by verdict, and every host with its findings,
-    evidence and contract. Strings from hosts are as they came; JSON escapes what a terminal could act on.
+def render(results: Sequence[HostResult], fleet: Sequence[FleetFinding] = (), *, command: str) -> str:
+    """Pretty-printed JSON: schema, kvmfleet version, command, summary by verdict, what the hosts are together, and
+    every host with its findings, evidence and contract. Strings from hosts are as they came; JSON escapes what a
+    terminal could act on.
     """
     document = {
         "schema": SCHEMA,
         "kvmfleet": __version__,
         "command": command,
         "summary": counts(results),
+        "fleet": list(fleet),
         "hosts": [_host(result) for result in results],
     }
     return _ascii(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())

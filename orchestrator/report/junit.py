@@ -8,7 +8,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 
-from orchestrator.model import Finding, HostResult
+from orchestrator.model import Finding, FleetFinding, HostResult
 from orchestrator.text import printable
 
 __all__ = ["render"]
@@ -16,24 +16,31 @@ __all__ = ["render"]
 _ELEMENT = {"fail": "failure", "error": "error", "skip": "skipped", "waived": "skipped"}
 
 
-def render(results: Sequence[HostResult]) -> str:
-    """The XML document. A silent host is a suite whose one case is an error, so that it never passes."""
+def render(results: Sequence[HostResult], fleet: Sequence[FleetFinding] = ()) -> str:
+    """The XML document; what the hosts are together is a suite of its own.
+
+    A silent host is a suite whose one case is an error, so that it never passes.
+    """
     root = ET.Element("testsuites", name="kvmfleet")
     for result in results:
-        root.append(_suite(result))
+        root.append(_suite(result.host, result.judgement.findings, verdict=result.judgement.verdict))
+    if fleet:
+        root.append(_suite("fleet", fleet))
     for key in ("tests", "failures", "errors", "skipped"):
         root.set(key, str(sum(int(suite.get(key, "0")) for suite in root)))
     ET.indent(root)
     return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _suite(result: HostResult) -> ET.Element:
-    cases = [_case(result.host, finding) for finding in result.judgement.findings]
-    suite = ET.Element("testsuite", name=printable(result.host), tests=str(len(cases)))
+def _suite(name: str, findings: Sequence[Finding], **properties: str) -> ET.Element:
+    cases = [_case(name, finding) for finding in findings]
+    suite = ET.Element("testsuite", name=printable(name), tests=str(len(cases)))
     for key, element in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
         suite.set(key, str(sum(case.find(element) is not None for case in cases)))
-    properties = ET.SubElement(suite, "properties")
-    ET.SubElement(properties, "property", name="verdict", value=result.judgement.verdict)
+    if properties:
+        holder = ET.SubElement(suite, "properties")
+        for key, value in properties.items():
+            ET.SubElement(holder, "property", name=key, value=value)
     suite.extend(cases)
     return suite
 

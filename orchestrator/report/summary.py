@@ -18,12 +18,13 @@ def counts(results: Sequence[HostResult]) -> Mapping[Verdict, int]:
     return {verdict: seen[verdict] for verdict in VERDICTS}
 
 
-def exit_code(results: Sequence[HostResult], *, strict: bool = False) -> int:
-    """0 all good, 2 a check failed, 1 a host could not be judged (wins over 2). `strict` counts degraded as failed."""
+def exit_code(results: Sequence[HostResult], fleet: Sequence[Finding] = (), *, strict: bool = False) -> int:
+    """0 all good, 2 a check failed, 1 a host could not be judged (wins over 2). `strict`: warnings are failures."""
     seen = counts(results)
     if not results or seen["unreachable"] or seen["unknown"]:
         return 1
-    if seen["failed"] or (strict and seen["degraded"]):
+    together = {finding.status for finding in fleet}
+    if seen["failed"] or "fail" in together or (strict and (seen["degraded"] or "warn" in together)):
         return 2
     return 0
 

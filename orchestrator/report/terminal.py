@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.model import Evidence, Finding, HostConverged, HostResult
+from orchestrator.model import Evidence, Finding, FleetFinding, HostConverged, HostResult
 from orchestrator.report.summary import counts, worth_showing
 from orchestrator.text import printable
 
@@ -31,13 +31,19 @@ _STYLE = {
 }
 
 
-def report(results: Sequence[HostResult], *, verbose: bool = False) -> RenderableType:
+def report(
+    results: Sequence[HostResult], fleet: Sequence[FleetFinding] = (), *, verbose: bool = False
+) -> RenderableType:
     """The table of hosts, then what a person should do about each host that is not proven.
 
-    With `verbose` every finding of every host is listed. Hosts' strings are escaped and never read as markup.
+    What the hosts are together comes last. With `verbose` every finding of every host is listed. Hosts' strings are
+    escaped and never read as markup.
     """
     parts: list[RenderableType] = [_table(results), Text()]
     parts += [findings(r) for r in results] if verbose else list(_advice(results))
+    parts += [
+        _line(finding, finding.hosts or ["fleet"]) for finding in fleet if verbose or finding.status in ("fail", "warn")
+    ]
     parts.append(_closing(results))
     return Group(*parts)
 

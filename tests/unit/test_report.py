@@ -12,6 +12,7 @@ from orchestrator.model import (
     Evidence,
     Execution,
     Finding,
+    FleetFinding,
     Guest,
     HostConverged,
     HostResult,
@@ -31,6 +32,9 @@ from orchestrator.report.progress import Board
 PASS = Finding("cpu.arch", "pass", "x86_64")
 FAIL = Finding("kvm.node", "fail", "/dev/kvm is absent", expected="a character device", seen="ENOENT", fix="Load kvm.")
 SKIP = Finding("kvm.exec", "skip", "not tried", cause="kvm.node")
+TOGETHER = FleetFinding(
+    "fleet.names", "fail", "hv1, hv2 are all called \x1b[2J", fix="Rename one.", hosts=("hv1", "hv2")
+)
 HOSTILE = Finding("qemu.binary", "warn", "\x1b]0;owned\x07 [red]8.0[/red] \x00", fix="Look at it.")
 
 
@@ -157,3 +161,16 @@ def test_unprovisioning_tells_what_stays_and_who_was_left_as_it_is():
     assert "hv1: taken back\n  stays: package qemu-utils: cloud needs it" in text
     assert "hv2: failed  Stop where guests run: Guests run on this host: web." in text
     assert "2 hosts: 1 unprovisioned, 1 not" in text
+
+
+def test_what_hosts_are_together_is_in_every_report():
+    results = [result("hv1", "proven", PASS), result("hv2", "proven", PASS)]
+    fleet = [TOGETHER, FleetFinding("fleet.qemu", "pass", "QEMU 7.2.0 on hv1, hv2")]
+    shown = show(terminal.report(results, fleet))
+    assert "fail  hv1, hv2: fleet.names: hv1, hv2 are all called \\x1b[2J" in shown
+    assert "Rename one." in shown
+    assert "fleet.qemu" not in shown
+    assert "fleet.qemu: QEMU 7.2.0 on hv1, hv2" in show(terminal.report(results, fleet, verbose=True))
+    assert json.loads(json_report.render(results, fleet, command="validate"))["fleet"][0]["hosts"] == ["hv1", "hv2"]
+    suite = ET.fromstring(junit.render(results, fleet)).find("testsuite[@name='fleet']")
+    assert (suite.get("tests"), suite.get("failures")) == ("2", "1")

@@ -1,0 +1,37 @@
+"""What must be one host's alone, out of its files."""
+
+import base64
+import hashlib
+
+from orchestrator.collector import identity
+
+
+def test_the_machine_id_does_not_leave_the_host(tmp_path):
+    (tmp_path / "machine-id").write_text("0123456789abcdef0123456789abcdef\n")
+    found = identity.look(etc=str(tmp_path), cpuinfo="/nowhere")
+    assert len(found["machine"]) == 32
+    assert found["machine"] != "0123456789abcdef0123456789abcdef"
+    assert found["machine"] == identity.machine(str(tmp_path / "machine-id"))
+
+
+def test_a_machine_without_an_id_has_none(tmp_path):
+    for text in ("", "uninitialized\n"):  # machine-id(5): before the first boot
+        (tmp_path / "machine-id").write_text(text)
+        assert identity.machine(str(tmp_path / "machine-id")) == ""
+
+
+def test_ssh_keys_are_fingerprints_as_ssh_keygen_prints_them(tmp_path):
+    raw = b"\x00\x00\x00\x0bssh-ed25519 and so on"
+    (tmp_path / "ssh_host_ed25519_key.pub").write_text(f"ssh-ed25519 {base64.b64encode(raw).decode()} root@hv1\n")
+    (tmp_path / "ssh_host_rsa_key.pub").write_text("ssh-rsa\n")
+    (tmp_path / "ssh_host_ecdsa_key.pub").write_text("ecdsa %%%\n")
+    (tmp_path / "ssh_host_dsa_key").write_text("private")
+    digest = base64.b64encode(hashlib.sha256(raw).digest()).decode().rstrip("=")
+    assert f"ssh-ed25519 SHA256:{digest}" in identity.host_keys(str(tmp_path))
+    assert not any("private" in key for key in identity.host_keys(str(tmp_path)))
+
+
+def test_flags_are_those_of_the_first_processor():
+    assert identity.flags("flags\t\t: vmx avx2\n\nflags\t\t: other\n") == ["avx2", "vmx"]
+    assert identity.flags("Features\t: asimd sve\n") == ["asimd", "sve"]
+    assert identity.flags("") == []
