@@ -99,7 +99,8 @@ def _apparmor(this: Settling, paths: list[str]) -> None:
     this.changes.append(change)
     if not this.check:
         replace(this.record, this.host.root + HELPER_LOCAL, after)
-        this.host.call(["apparmor_parser", "--replace", HELPER])
+        if this.host.has("apparmor_parser"):  # or no profile is loaded: a kernel with AppArmor, without its package
+            this.host.call(["apparmor_parser", "--replace", HELPER])
 
 
 def replace(record: Record, path: str, text: str) -> None:

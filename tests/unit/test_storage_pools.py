@@ -642,6 +642,9 @@ def test_apparmor_lets_the_helper_read_in_folders_of_our_own(libvirt: Libvirt, t
     (tmp_path / labels.HELPER[1:]).write_text("profile")
     local = tmp_path / labels.HELPER_LOCAL[1:]
     local.write_text("# the administrator's\n")
+    parser = tmp_path / "usr/bin/apparmor_parser"
+    parser.write_text("")
+    parser.chmod(0o755)
     default = pool("default", path="/var/lib/libvirt/images")
     libvirt.settle(pool(), default)
     assert local.read_text() == (
@@ -651,6 +654,10 @@ def test_apparmor_lets_the_helper_read_in_folders_of_our_own(libvirt: Libvirt, t
     assert not libvirt.settle(pool(), default)["changed"]
     libvirt.settle()
     assert local.read_text() == "# the administrator's\n"
+    parser.unlink()  # Debian's kernel has AppArmor whether its package is installed or not
+    assert libvirt.settle(pool(), default)["changed"]
+    assert labels.BEGIN in local.read_text()
+    assert "apparmor_parser" not in " ".join(libvirt.calls)
 
 
 def test_selinux_labels_folders_of_our_own_and_takes_the_rule_back(libvirt: Libvirt, tmp_path: Path) -> None:
