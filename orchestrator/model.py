@@ -251,7 +251,7 @@ class Libvirt(msgspec.Struct, frozen=True):
 class PoolUse(msgspec.Struct, frozen=True):
     """A file that the QEMU user was given in a pool's folder, as libvirt would, wrote and read back. It is gone."""
 
-    outcome: Literal["works", "broken", "skipped"] = "skipped"
+    outcome: Literal["works", "broken", "hangs", "skipped"] = "skipped"
     user: Short = ""
     step: Short = ""  # the last step begun: folder, create, give, enter, open, write, read
     errno: Short = ""

@@ -87,7 +87,7 @@ def sockets(case: Case) -> Finding:
     "libvirt answers",
     sections=("libvirt",),
     requires=("libvirt.daemon",),
-    explained_by=("libvirt.sockets",),
+    explained_by=("libvirt.sockets", "storage.reach"),
     proves="A client reaches the daemon, and the daemon answers.",
     how="virsh asks the contract's URI (qemu:///system) for its version and capabilities. This wakes an idle daemon.",
     todo="`journalctl -u libvirtd -u virtqemud` has the daemon's reason; a wrong line in a file of /etc/libvirt "

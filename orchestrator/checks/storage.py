@@ -34,7 +34,7 @@ def _told(case: Case) -> Finding | None:
     "The storage pools are active",
     sections=("storage",),
     requires=("contract.present", "libvirt.connect"),
-    explained_by=("contract.packages",),
+    explained_by=("contract.packages", "storage.reach"),
     proves="Every pool of the contract is defined, active, and starts with the host; or not, where it was declared so.",
     how="virsh lists the pools; state and autostart are compared with the contract.",
     todo=f"`virsh pool-start POOL` says why one does not start. {PROVISION}",
@@ -67,7 +67,7 @@ def active(case: Case) -> Finding:
     "The storage pools are what was declared",
     sections=("storage",),
     requires=("contract.present", "libvirt.connect"),
-    explained_by=("storage.active",),
+    explained_by=("storage.active", "storage.reach"),
     proves="libvirt's definition of each pool, and the one that an active pool runs with, say what the contract says; "
     "so do owner and mode of its folder.",
     how="Both XML documents of each pool as facts, without uuid, capacity and what else changes by itself; stat of the "
@@ -127,7 +127,7 @@ def _seen(pool: Pool, text: str) -> bool:
     "storage.usable",
     "QEMU can use the storage pools",
     sections=("storage",),
-    requires=("storage.active",),
+    requires=("storage.reach", "storage.active"),
     proves="The user that QEMU runs as passes through to each pool of files, writes and reads a file there; and there "
     "is space left.",
     how="The collector makes a file without a name in the folder, gives it to that user as libvirt would, becomes the "

@@ -5,9 +5,12 @@ import os
 import select
 import signal
 import time
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Callable, Dict, NamedTuple, Tuple
 
 Report = Callable[[str], None]
+Started = NamedTuple("Started", [("pid", int), ("reader", int), ("timeout_s", float), ("until", float)])
+
+LATE, STUCK = "not done after {:g} s", "hangs in the kernel and cannot be killed"
 
 
 def ask(job: Callable[[Report], Dict[str, Any]], timeout_s: float) -> Tuple[Dict[str, Any], str, str]:
@@ -16,19 +19,30 @@ def ask(job: Callable[[Report], Dict[str, Any]], timeout_s: float) -> Tuple[Dict
     Returns its answer, the last step that it reported, and why there is no answer ("" if there is). The child
     is killed by its own alarm, and by us where that does not help.
     """
+    return finish(begin(job, timeout_s))
+
+
+def begin(job: Callable[[Report], Dict[str, Any]], timeout_s: float) -> Started:
+    """Run `job(report)` in a child process beside what else there is to do. Its answer waits for `finish`."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         _child(job, reader, writer, timeout_s)
     os.close(writer)
+    return Started(pid, reader, timeout_s, time.monotonic() + timeout_s + 0.5)
+
+
+def finish(started: Started) -> Tuple[Dict[str, Any], str, str]:
+    """What `ask` returns."""
     try:
-        lines = _lines(reader, time.monotonic() + timeout_s + 0.5)
+        lines = _lines(started.reader, started.until)
     finally:
-        os.close(reader)
-        status = _reap(pid)
+        os.close(started.reader)
+        status = _reap(started.pid)
     steps = [line["step"] for line in lines if "step" in line]
     answers = [line["answer"] for line in lines if "answer" in line]
-    return answers[-1] if answers else {}, steps[-1] if steps else "", "" if answers else _death(status, timeout_s)
+    death = "" if answers else _death(status, started.timeout_s)
+    return answers[-1] if answers else {}, steps[-1] if steps else "", death
 
 
 def _child(job: Callable[[Report], Dict[str, Any]], reader: int, writer: int, timeout_s: float) -> None:
@@ -72,9 +86,9 @@ def _reap(pid: int) -> int:
 
 def _death(status: int, timeout_s: float) -> str:
     if status == -1:
-        return "hangs in the kernel and cannot be killed"
+        return STUCK
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGALRM, signal.SIGKILL):
-        return "not done after {:g} s".format(timeout_s)
+        return LATE.format(timeout_s)
     if os.WIFSIGNALED(status):
         return "killed by signal {}".format(os.WTERMSIG(status))
     return "ended without an answer"

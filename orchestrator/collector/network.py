@@ -15,9 +15,9 @@ LISTED = re.compile(r" *(\S+) +(active|inactive) +(yes|no) +(yes|no) *$", re.MUL
 DUMPED = re.compile(r"kvmfleet (configured|live) (\S+) *(<network.*?</network>)", re.DOTALL)
 
 
-def look(contract: Contract) -> Dict[str, Any]:
-    """Nothing is asked where the contract names no network."""
-    return dict(of_libvirt(contract), bridges=bridges(contract.names("bridges")))
+def look(contract: Contract, libvirt: Dict[str, Any]) -> Dict[str, Any]:
+    """Nothing is asked where the contract names no network, or `libvirt`, as it was found, does not answer."""
+    return dict(of_libvirt(contract, libvirt), bridges=bridges(contract.names("bridges")))
 
 
 def bridges(names: List[str], folder: str = "/sys/class/net") -> Dict[str, List[str]]:
@@ -30,15 +30,14 @@ def bridges(names: List[str], folder: str = "/sys/class/net") -> Dict[str, List[
     return found
 
 
-def of_libvirt(contract: Contract) -> Dict[str, Any]:
+def of_libvirt(contract: Contract, libvirt: Dict[str, Any]) -> Dict[str, Any]:
     """Its networks, or why it does not tell them."""
     names = [name for name in contract.names("networks") if NAME.match(name)][:128]
     if not names:
         return {}
-    virsh = shell.which("virsh")
-    if not virsh:
-        return {"error": "there is no virsh"}
-    answer = shell.run([virsh, "-q", "-c", contract.text("libvirt.uri", URI), questions(names)], 25)
+    if not libvirt.get("connected"):
+        return {"error": libvirt.get("error") or "libvirt was not reached"}
+    answer = shell.run([shell.which("virsh"), "-q", "-c", contract.text("libvirt.uri", URI), questions(names)], 25)
     if "kvmfleet live" not in answer.out:
         return {"error": " ".join(answer.err.split()) or "exit {}".format(answer.code)}
     return {"networks": networks(names, answer.out)}

@@ -5,7 +5,7 @@ import os
 import re
 import stat
 import xml.etree.ElementTree as ElementTree
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from . import child, inventory, kvm, shell
 from .contract import Contract
@@ -15,25 +15,38 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*$")
 VOLATILE = ("name", "uuid", "capacity", "allocation", "available")
 OF_THE_FOLDER = ("permissions", "timestamps")
 O_TMPFILE = getattr(os, "O_TMPFILE", 0)
+PATIENCE_S = 10.0  # of a folder; a file server that is alive may be busy
 
 
-def look(contract: Contract) -> Dict[str, Any]:
-    """Nothing where the contract names no pool; else one call of virsh for all of them."""
+def look(contract: Contract, libvirt: Dict[str, Any]) -> Dict[str, Any]:
+    """Nothing where the contract names no pool; else the folders of all, and meanwhile one call of virsh for all.
+
+    `libvirt` is what was found of it: a daemon that does not answer, maybe because one of these folders does not, is
+    not asked again.
+    """
     wished = {name: wish for name, wish in contract.table("pools").items() if NAME.match(name)}
     if not wished:
         return {}
-    virsh = shell.which("virsh")
-    if not virsh:
-        return {"error": "there is no virsh"}
     names = sorted(wished)[:256]
+    user = kvm.qemu_user(contract)
+    begun = {name: begin(wished[name], user) for name in names}
+    found = asked(contract, libvirt, names)
+    known = found.pop("pools", {})
+    return dict(found, pools={name: dict(known.get(name, {}), **outcome(begun[name], user)) for name in names})
+
+
+def asked(contract: Contract, libvirt: Dict[str, Any], names: List[str]) -> Dict[str, Any]:
+    """The pools as virsh tells them, or why it does not."""
+    if not libvirt.get("connected"):
+        return {"error": libvirt.get("error") or "libvirt was not reached"}
+    virsh = [shell.which("virsh"), "-q", "-c", contract.text("libvirt.uri", URI)]
     try:
-        answer = shell.run([virsh, "-q", "-c", contract.text("libvirt.uri", URI), question(names)], 30)
+        answer = shell.run([*virsh, question(names)], 25)
     except OSError as error:
         return {"error": str(error)}
     if not answer.out.strip() and "failed to connect" in answer.err:
         return {"error": " ".join(answer.err.split())}
-    found = pools(answer.out)
-    return {"pools": {name: dict(found.get(name, {}), **folder(contract, wished[name])) for name in names}}
+    return {"pools": pools(answer.out)}
 
 
 def question(names: List[str]) -> str:
@@ -88,14 +101,12 @@ def _walk(node: Any, place: str, found: Dict[str, str]) -> None:
         _walk(inner, "{}/{}{}".format(place, inner.tag, "[{}]".format(number) if number > 1 else ""), found)
 
 
-def folder(contract: Contract, wish: Any) -> Dict[str, Any]:
-    """Whose the folder is, and whether QEMU's user can use it. In a child: a file server that is gone never answers."""
+def begin(wish: Any, user: Optional[kvm.User]) -> Optional[child.Started]:
+    """Find out whose the folder is, and whether QEMU's user can use it. In a child: a file server that is gone never
+    answers. None where there is nothing to find out."""
     path = wish.get("path") if isinstance(wish, dict) and wish.get("files") else None
-    if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
-        return {}
-    user = kvm.qemu_user(contract)
-    if not user:
-        return {"use": {"outcome": "skipped", "errno": "no user that QEMU could run as"}}
+    if not user or not isinstance(path, str) or not path.startswith("/") or "\0" in path:
+        return None
 
     def job(report: child.Report) -> Dict[str, Any]:
         state: Dict[str, Any] = {}
@@ -104,8 +115,18 @@ def folder(contract: Contract, wish: Any) -> Dict[str, Any]:
         except OSError as error:
             return {"outcome": "broken", "errno": kvm.name(error), "state": state}
 
-    answer, step, death = child.ask(job, 5.0)
-    answer = answer or {"outcome": "broken", "errno": death}
+    return child.begin(job, PATIENCE_S)
+
+
+def outcome(started: Optional[child.Started], user: Optional[kvm.User]) -> Dict[str, Any]:
+    """What came of it."""
+    if not user:
+        return {"use": {"outcome": "skipped", "errno": "no user that QEMU could run as"}}
+    if not started:
+        return {}
+    answer, step, death = child.finish(started)
+    late = death in (child.LATE.format(started.timeout_s), child.STUCK)
+    answer = answer or {"outcome": "hangs" if late else "broken", "errno": death}
     state = answer.pop("state", {})
     found: Dict[str, Any] = {"use": dict(answer, user=user.name, step=step)}
     if state:

@@ -8,10 +8,14 @@ import importlib
 import os
 import pwd
 import re
+import shutil
+import signal
 import stat
 import sys
 import tempfile
+import time
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -294,6 +298,15 @@ def test_what_is_missing_is_no_problem_and_what_is_closed_is_named(tmp_path: Pat
     # the folders above pytest's may be closed already; the first that is gets the blame
     assert "qemu cannot pass through" in problem
     assert "chmod o+x" in problem
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """pytest's own are closed to others."""
+    folder = Path(tempfile.mkdtemp(dir="/var/tmp"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
 
 
 # --- a libvirt that is ours
@@ -699,24 +712,47 @@ def test_the_collector_takes_pools_from_one_answer() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
-def test_the_collector_tries_as_the_user_and_leaves_nothing() -> None:
-    nobody = pwd.getpwnam("nobody")
-    user = collector.kvm.User("nobody", nobody.pw_uid, nobody.pw_gid, [nobody.pw_gid])
-    folder = Path(tempfile.mkdtemp(dir="/var/tmp"))  # pytest's own are closed to others
-    try:
-        folder.chmod(0o711)
+def test_the_collector_tries_as_the_user_and_leaves_nothing(open_folder: Path) -> None:
+    user = nobody()
+    open_folder.chmod(0o711)
 
-        def tried() -> Any:
-            return collector.child.ask(lambda report: _caught(report, str(folder), user), 5.0)
+    def tried() -> Any:
+        return collector.child.ask(lambda report: _caught(report, str(open_folder), user), 5.0)
 
-        assert tried()[0]["outcome"] == "works"
-        assert list(folder.iterdir()) == []
-        folder.chmod(0o700)
-        answer, step, _ = tried()
-        assert (answer["errno"], step) == ("EACCES", "enter")
-        assert list(folder.iterdir()) == []
-    finally:
-        folder.rmdir()
+    assert tried()[0]["outcome"] == "works"
+    assert list(open_folder.iterdir()) == []
+    open_folder.chmod(0o700)
+    answer, step, _ = tried()
+    assert (answer["errno"], step) == ("EACCES", "enter")
+    assert list(open_folder.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+def test_the_folders_are_looked_at_although_libvirt_does_not_answer(open_folder: Path) -> None:
+    wishes = {"images": {"files": True, "path": str(open_folder)}, "vg": {"files": False, "path": "/dev/vg"}}
+    contract = collector.Contract({"pools": wishes, "qemu": {"user": "nobody"}})
+    found = collector.look(contract, {"connected": False, "error": "no answer in time"})
+    assert found["error"] == "no answer in time"
+    assert found["pools"]["images"]["use"]["outcome"] == "works"
+    assert found["pools"]["vg"] == {}
+
+
+@pytest.mark.parametrize(
+    ("end", "outcome"),
+    [(lambda: time.sleep(60), "hangs"), (lambda: os.kill(os.getpid(), signal.SIGTERM), "broken")],
+)
+def test_a_folder_that_hangs_is_told_from_one_that_cannot_be_used(end: Any, outcome: str) -> None:
+    def job(report: Any) -> Any:
+        report("folder")
+        end()
+
+    use = collector.outcome(collector.child.begin(job, 0.3), nobody())["use"]
+    assert (use["outcome"], use["step"]) == (outcome, "folder")
+
+
+def nobody() -> Any:
+    entry = pwd.getpwnam("nobody")
+    return collector.kvm.User("nobody", entry.pw_uid, entry.pw_gid, [entry.pw_gid])
 
 
 def _caught(report: Any, folder: str, user: Any) -> dict[str, Any]:
