@@ -16,6 +16,8 @@ from ansible_collections.kvmfleet.host.plugins.module_utils import storage_pools
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 QEMU_USERS = ("libvirt-qemu", "qemu")
+PATIENCE_S = 15  # with a mount; a file server that is alive may be busy
+TIMEOUT_S = 300  # of a command; mount.nfs(8) tries for two minutes
 
 
 class PoolError(Exception):
@@ -156,6 +158,8 @@ def host_problems(host: Host, pools: Iterable[Mapping[str, Any]]) -> list[str]:
             # below a mount that is there the folder is out of sight, and a server that is gone would keep us waiting
             seen = os.path.dirname(path) if mounted(host, storage_pools.path(pool)) else path
             wrong = folder_problem(seen, pool if seen == path else {}, user)
+            if not wrong and seen != path:
+                wrong = mount_problem(host, storage_pools.path(pool))
         elif pool.get("build"):
             wrong = device_problem(host, pool)
         else:
@@ -168,6 +172,19 @@ def host_problems(host: Host, pools: Iterable[Mapping[str, Any]]) -> list[str]:
 def mounted(host: Host, path: str) -> bool:
     return any(
         line.split(" ")[1:2] == [path.replace(" ", "\\040")] for line in host.read("/proc/self/mounts").splitlines()
+    )
+
+
+def mount_problem(host: Host, path: str) -> str:
+    """Why what is mounted there cannot be used, "" where it answers. timeout(1) ends what waits for a server with 137,
+    for it sends SIGKILL."""
+    code, _, complaint = host.run(["timeout", "-s", "KILL", str(PATIENCE_S), "stat", path], "")
+    if not code:
+        return ""
+    reason = f"did not answer within {PATIENCE_S} s" if code == 137 else f"cannot be used: {complaint.strip()}"
+    return (
+        f"what is mounted on {path} {reason}. Bring its file server back; if that will not come back, run `umount "
+        f"--force --lazy {path}` and restart libvirt's daemon."
     )
 
 
@@ -297,7 +314,11 @@ def _supported(host: Host) -> set[str]:
 def run(argv: list[str], stdin: str) -> tuple[int, str, str]:
     environment = {"PATH": PATH, "LC_ALL": "C", "HOME": "/root"}
     try:
-        done = subprocess.run(argv, input=stdin.encode(), capture_output=True, env=environment, check=False)
+        done = subprocess.run(
+            argv, input=stdin.encode(), capture_output=True, env=environment, check=False, timeout=TIMEOUT_S
+        )
     except FileNotFoundError:
         return 127, "", f"there is no {argv[0]}"
+    except subprocess.TimeoutExpired:
+        return 124, "", f"not done after {TIMEOUT_S} s. Is a file server of a pool gone, for which libvirt waits?"
     return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")

@@ -309,6 +309,34 @@ def open_folder() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ((0, "", ""), ()),
+        ((137, "", ""), ("nas: what is mounted on /srv/nas did not answer within 15 s", "Bring its file server back")),
+        (
+            (1, "", "stat: cannot statx '/srv/nas': Stale file handle\n"),
+            ("cannot be used: stat: ", "Stale file handle."),
+        ),
+    ],
+)
+def test_a_mount_whose_server_is_gone_is_named_before_anything_waits_for_it(
+    said: Any, words: tuple[str, ...], open_folder: Path
+) -> None:
+    (open_folder / "proc/self").mkdir(parents=True)
+    (open_folder / "proc/self/mounts").write_text("nas1:/export/guests /srv/nas nfs4 rw 0 0\n")
+    asked = []
+
+    def run(argv: list[str], _stdin: str) -> Any:
+        asked.append(argv)
+        return said
+
+    problems = hosts.host_problems(hosts.Host(run, "test:///", str(open_folder)), [nas(mode="0711")])
+    assert asked == [["timeout", "-s", "KILL", "15", "stat", "/srv/nas"]]
+    assert len(problems) == bool(words)
+    assert [word for word in words if word not in problems[0]] == []
+
+
 # --- a libvirt that is ours
 
 
