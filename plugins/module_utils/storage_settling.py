@@ -133,9 +133,15 @@ class Settling:
         self.record.save()
         owner = account(pwd.getpwnam, pool.get("owner"), state.st_uid)
         group = account(grp.getgrnam, pool.get("group"), state.st_gid)
-        os.chown(path, owner, group)
-        if pool.get("mode"):
-            os.chmod(path, int(pool["mode"], 8))
+        try:
+            os.chown(path, owner, group)
+            if pool.get("mode"):
+                os.chmod(path, int(pool["mode"], 8))
+        except PermissionError as error:
+            raise PoolError(
+                f"{pool['name']}: {path} does not take {change.done[-1].partition(' ')[2]} ({error.strerror}): its "
+                "file server trusts no root (root_squash). Set that on the server, or correct libvirt_storage_pools."
+            ) from error
 
     def _define(self, change: Change, pool: Any, found: Found | None) -> None:
         root = storage_pools.element(pool)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import grp
 import importlib
 import os
@@ -580,6 +581,16 @@ def test_where_the_new_definition_does_not_start_the_old_one_runs_again(libvirt:
     with pytest.raises(hosts.PoolError, match=r"access denied.* It runs with its old definition again\."):
         libvirt.settle(nas("/refused"))
     assert "/export/guests" in libvirt.pools["nas"]["live"]
+
+
+def test_a_file_server_that_does_not_trust_root_is_named(libvirt: Libvirt, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "chown", refuse)
+    said = r"^nas: .*/srv/nas does not take mode 0711 \(Operation not permitted\): its file server trusts no root"
+    with pytest.raises(hosts.PoolError, match=said):
+        libvirt.settle(nas(mode="0711"))
 
 
 def test_what_left_the_list_goes_when_we_made_it_and_its_data_stays(libvirt: Libvirt, tmp_path: Path) -> None:
