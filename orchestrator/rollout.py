@@ -34,7 +34,7 @@ __all__ = ["Edges", "Event", "Run", "provision", "unprovision", "validate"]
 PLAYBOOK = "provision.yml"
 BACK = "unprovision.yml"
 TIMEOUT_S: Mapping[Depth, float] = {
-    "none": 60.0, "proof": 60.0, "firmware": 180.0, "uefi": 300.0, "alpine": 480.0, "file": 480.0,
+    "none": 120.0, "proof": 120.0, "firmware": 180.0, "uefi": 300.0, "alpine": 480.0, "file": 480.0,
 }  # fmt: skip
 """Of one host; generous, as a guest in an emulated host takes a hundred times as long as in hardware."""
 

@@ -7,6 +7,8 @@ import signal
 import time
 from typing import Any, Callable, Dict, NamedTuple, Tuple
 
+from .limits import patient
+
 Report = Callable[[str], None]
 Started = NamedTuple("Started", [("pid", int), ("reader", int), ("timeout_s", float), ("until", float)])
 
@@ -24,6 +26,7 @@ def ask(job: Callable[[Report], Dict[str, Any]], timeout_s: float) -> Tuple[Dict
 
 def begin(job: Callable[[Report], Dict[str, Any]], timeout_s: float) -> Started:
     """Run `job(report)` in a child process beside what else there is to do. Its answer waits for `finish`."""
+    timeout_s = patient(timeout_s)
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:

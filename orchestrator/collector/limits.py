@@ -9,6 +9,20 @@ from typing import Any, Iterator
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
+SOFTWARE = 2.5  # times as long for everything, on a machine that is executed in software and shares its processors
+
+
+class Patience:
+    """By how much every limit but that of the whole is longer here: slowness alone is no defect of a host."""
+
+    factor = 1.0
+
+
+def patient(seconds: float) -> float:
+    """A limit that was meant for a machine with processors of its own."""
+    return seconds * Patience.factor
+
+
 class Expired(BaseException):
     """The time of a section is over. Not an Exception, so that no `except Exception` swallows it."""
 

@@ -9,6 +9,8 @@ import subprocess
 import time
 from typing import IO, Dict, List, Sequence
 
+from .limits import patient
+
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ENVIRONMENT = {"PATH": PATH, "LC_ALL": "C", "LANG": "C", "HOME": "/", "TERM": "dumb"}
 OUTPUT_LIMIT = 1 << 20
@@ -47,7 +49,7 @@ def run(argv: Sequence[str], timeout_s: float = 10.0) -> Result:
     """Exit code and decoded output. Raises OSError when it cannot start or is not done in time."""
     process = start(argv)
     try:
-        out, err = _drain(process, argv, time.monotonic() + timeout_s)
+        out, err = _drain(process, argv, time.monotonic() + patient(timeout_s))
         return Result(process.wait(2), _text(out), _text(err))
     except subprocess.TimeoutExpired as error:
         raise OSError("`{}` closed its output and did not end".format(argv[0])) from error

@@ -32,10 +32,11 @@ from orchestrator.collector import (
     machine_x86,
     qemu,
     shell,
+    system,
 )
 from orchestrator.collector.contract import Contract
 from orchestrator.collector.limits import Deadline
-from orchestrator.collector.main import SCHEMA, gather
+from orchestrator.collector.main import SCHEMA, gather, this_machine
 from orchestrator.model import SCHEMA as MODEL_SCHEMA
 from orchestrator.model import Boot, Evidence
 from orchestrator.payload import decode, payload, shape
@@ -114,6 +115,19 @@ def test_a_section_that_swallows_exceptions_is_stopped_all_the_same() -> None:
 
 def test_when_the_time_is_over_nothing_more_is_begun() -> None:
     assert "not begun" in gather([("late", 5, lambda found: 1)], Deadline(0))["errors"]["late"]
+
+
+@pytest.mark.parametrize(("kind", "factor"), [("qemu", limits.SOFTWARE), ("kvm", 1.0), ("", 1.0)])
+def test_only_a_machine_in_software_has_more_time(kind: str, factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits.Patience, "factor", 1.0)
+    monkeypatch.setattr(system, "look", lambda: {"virtual": kind})
+    assert this_machine() == {"virtual": kind}
+    assert limits.patient(2.0) == 2.0 * factor
+    errors = gather([("slow", 1.0, lambda found: time.sleep(1.5))], Deadline(10))["errors"]
+    assert bool(errors) is (factor == 1.0)
+    started = child.begin(lambda report: {}, 1.0)
+    assert started.timeout_s == factor
+    child.finish(started)
 
 
 def test_cleaning_up_is_not_interrupted_and_the_signal_is_not_lost() -> None:
