@@ -28,6 +28,44 @@ LIVE = (
     "grep -c hugetlbfs /proc/mounts; grep -o never] /sys/kernel/mm/transparent_hugepage/defrag || true"
 )
 
+# The machine is its own file server, with the kernel's NFS. To one of its exports root, and so libvirt, is nobody.
+SERVER = """
+export DEBIAN_FRONTEND=noninteractive
+apt-get -q -y -o Dpkg::Options::=--force-unsafe-io install --no-install-recommends nfs-kernel-server
+mkdir -p /srv/export/open /srv/export/squashed
+chown libvirt-qemu: /srv/export/squashed
+echo "/srv/export/open real-1(rw,no_root_squash,no_subtree_check)" > /etc/exports
+echo "/srv/export/squashed real-1(rw,root_squash,no_subtree_check)" >> /etc/exports
+systemctl enable --now nfs-server
+exportfs -ra
+"""
+NOT_THERE = """
+for pool in nas squashed; do virsh pool-destroy $pool; virsh pool-undefine $pool; done
+systemctl disable --now nfs-server
+"""
+ON_NFS = ("storage.reach", "storage.active", "storage.equal", "storage.usable")
+
+
+def nfs(name, folder, **fields):
+    source = {"hosts": ["real-1"], "dir": f"/srv/export/{folder}", "format": "nfs"}
+    return {"name": name, "type": "netfs", "path": f"/srv/{name}", "source": source, **fields}
+
+
+NAS = nfs("nas", "open", mode="0711")
+SQUASHED = nfs("squashed", "squashed", owner="libvirt-qemu", mode="0755")
+
+
+@pytest.fixture
+def pools(kvmfleet, inventory):
+    """Provisions the host with these pools; gives the host of the report."""
+
+    def run(*declared):
+        only = ("--tags", "libvirt_storage", "--tags", "host_contract", "--boot", "none", "--json")
+        wishes = ("-e", json.dumps({"libvirt_storage_pools": declared}))
+        return json.loads(kvmfleet("provision", "-i", inventory, *WISHES, *wishes, *only).stdout)["hosts"][0]
+
+    return run
+
 
 @pytest.fixture
 def validate(kvmfleet, inventory):
@@ -43,6 +81,10 @@ def validate(kvmfleet, inventory):
 
 def statuses(host):
     return {finding["check"]: finding["status"] for finding in host["findings"]}
+
+
+def finding(host, check):
+    return next(finding for finding in host["findings"] if finding["check"] == check)
 
 
 def proven(host):
@@ -97,6 +139,63 @@ def test_the_second_provision_changes_nothing(kvmfleet, inventory):
     (host,) = json.loads(done.stdout)["hosts"]
     assert host["converged"]["outcome"] == "ok", host["converged"]
     assert host["converged"]["changed"] == 0
+
+
+def test_an_export_that_is_missing_is_named(pools, on):
+    on(SERVER)
+    host = pools(nfs("nas", "none"))
+    assert host["converged"]["outcome"] == "failed"
+    message = host["converged"]["failure"]["message"]
+    assert message.startswith("nas does not start: "), message
+    assert "mount.nfs: " in message
+    assert "real-1:/srv/export/none" in message
+
+
+def test_qemu_can_use_pools_of_a_file_server_that_trusts_root_and_of_one_that_does_not(pools, on):
+    host = pools(NAS, SQUASHED)
+    assert host["converged"]["outcome"] == "ok", host["converged"]
+    assert [statuses(host)[check] for check in ON_NFS] == ["pass"] * 4, host["findings"]
+    assert on("virsh pool-list --name --autostart").split() == ["nas", "squashed"]
+    assert on("stat --file-system --format %T /srv/nas /srv/squashed").split() == ["nfs", "nfs"]
+    assert on("stat --format %a:%U /srv/export/open /srv/export/squashed").split() == ["711:root", "755:libvirt-qemu"]
+    assert on("ls -A /srv/export/open /srv/export/squashed").split() == ["/srv/export/open:", "/srv/export/squashed:"]
+    again = pools(NAS, SQUASHED)
+    assert again["converged"]["outcome"] == "ok", again["converged"]
+    assert again["converged"]["changed"] == 0
+
+
+def test_what_a_file_server_does_not_let_qemu_do_is_named(validate, on):
+    on("chown root: /srv/export/squashed")
+    host, _ = validate("--boot", "none")
+    assert "squashed: libvirt-qemu gets no file there (EACCES)" in finding(host, "storage.usable")["summary"]
+    on("chown libvirt-qemu: /srv/export/squashed; exportfs -u real-1:/srv/export/open")
+    host, code = validate("--boot", "none")
+    # which of the two depends on what the kernel still remembers of the folder
+    assert host["cause"]["check"] in ("storage.reach", "storage.usable"), host["cause"]
+    assert "nas: " in host["cause"]["summary"]
+    assert code == 2
+    on("exportfs -ra")
+
+
+def test_a_file_server_that_is_gone_is_the_cause_though_libvirt_hangs_too(validate, pools, on):
+    on("systemctl stop nfs-server; systemctl restart libvirtd")  # which also ends by itself, and is started by a client
+    host, code = validate()
+    assert host["cause"]["check"] == "storage.reach", host["cause"]
+    assert "/srv/nas from real-1:/srv/export/open does not answer" in host["cause"]["summary"]
+    assert finding(host, "libvirt.connect")["cause"] == "storage.reach"
+    assert host["evidence"]["errors"] == {}
+    assert (host["verdict"], code) == ("failed", 2)
+    stopped = pools(NAS, SQUASHED)["converged"]
+    assert stopped["changed"] == 0
+    assert "/srv/nas did not answer" in stopped["failure"]["message"]
+    on(
+        "systemctl start nfs-server; timeout 180 touch /srv/nas/back; rm /srv/nas/back"
+    )  # first it waits for old clients
+    host, code = validate()
+    proven(host)
+    assert [statuses(host)[check] for check in ON_NFS] == ["pass"] * 4, host["findings"]
+    assert code == 0
+    on(NOT_THERE)
 
 
 def test_an_option_becomes_live_without_a_reboot_and_what_left_the_inventory_is_given_back(kvmfleet, inventory, on):
