@@ -19,18 +19,28 @@ from orchestrator.text import printable
 
 __all__ = [
     "SCHEMA",
+    "acceptances",
     "baselines",
     "connect",
+    "drifts",
     "evidence",
     "explained",
     "findings",
     "reading",
     "results",
     "runs",
+    "snapshots",
+    "watches",
     "writing",
 ]
 
-UPGRADES: tuple[Callable[[sa.Connection], None], ...] = ()
+
+def _watch(connection: sa.Connection) -> None:
+    """2: what drift checks saw, and what was accepted."""
+    _tables.create_all(connection, tables=[snapshots, watches, drifts, acceptances])
+
+
+UPGRADES: tuple[Callable[[sa.Connection], None], ...] = (_watch,)
 """The n-th turns schema n+1 into n+2. Tables and columns are only ever added; an older kvmfleet refuses to go on."""
 
 SCHEMA = 1 + len(UPGRADES)
@@ -99,6 +109,54 @@ baselines = sa.Table(
     _tables,
     sa.Column("host", sa.String, primary_key=True),
     sa.Column("result_id", sa.ForeignKey("host_results.id"), nullable=False),
+)
+
+snapshots = sa.Table(
+    "snapshots",
+    _tables,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("digest", sa.String, nullable=False, unique=True),  # SHA-256 of the document before it was compressed
+    sa.Column("document", sa.LargeBinary, nullable=False),  # JSON of item -> value, compressed with zlib
+)
+
+watches = sa.Table(
+    "watches",
+    _tables,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("run_id", sa.ForeignKey("runs.id"), nullable=False),
+    sa.Column("host", sa.String, nullable=False),
+    sa.Column("seen_s", sa.Double, nullable=False),
+    sa.Column("state", sa.String, nullable=False),
+    sa.Column("since_s", sa.Double, nullable=False),
+    sa.Column("pending", sa.Boolean, nullable=False),
+    sa.Column("problem", sa.String, nullable=False),
+    sa.Column("snapshot_id", sa.ForeignKey("snapshots.id")),
+    sa.UniqueConstraint("run_id", "host"),
+    sa.Index("watches_by_host", "host", "id"),
+)
+
+drifts = sa.Table(
+    "drifts",
+    _tables,
+    sa.Column("watch_id", sa.ForeignKey("watches.id"), primary_key=True),
+    sa.Column("item", sa.String, primary_key=True),
+    sa.Column("expected", sa.String),
+    sa.Column("seen", sa.String),
+    sa.Column("since_s", sa.Double, nullable=False),
+)
+
+acceptances = sa.Table(
+    "acceptances",
+    _tables,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("host", sa.String, nullable=False),
+    sa.Column("item", sa.String, nullable=False),
+    sa.Column("expected", sa.String),
+    sa.Column("seen", sa.String),
+    sa.Column("author", sa.String, nullable=False),
+    sa.Column("reason", sa.String, nullable=False),
+    sa.Column("accepted_s", sa.Double, nullable=False),
+    sa.Index("acceptances_by_host", "host", "id"),
 )
 
 

@@ -67,6 +67,9 @@ __all__ = [
     "Contract",
     "Status",
     "Finding",
+    "DriftState",
+    "Drift",
+    "HostDrift",
     "FleetFinding",
     "Verdict",
     "Judgement",
@@ -447,11 +450,13 @@ class Tuning(msgspec.Struct, frozen=True):
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """What should be this host's alone, and what a guest finds on its processor; for comparing hosts."""
+    """What should be this host's alone, and what it is made of; for comparing hosts, and a host with itself."""
 
     machine: Short = ""  # digest of the machine id, "" where there is none
     host_keys: Annotated[tuple[Short, ...], msgspec.Meta(max_length=16)] = ()  # "ssh-ed25519 SHA256:..."
     flags: Annotated[tuple[Short, ...], msgspec.Meta(max_length=1024)] = ()  # all that /proc/cpuinfo names
+    memory_mib: int = 0  # that the machine has; 0 where the kernel does not tell it in blocks
+    interfaces: Annotated[dict[Short, Short], msgspec.Meta(max_length=256)] = {}  # with hardware -> address and driver
 
 
 class ContractSlot(msgspec.Struct, frozen=True):
@@ -658,6 +663,32 @@ class Finding(msgspec.Struct, frozen=True):
     seen: str = ""
     fix: str = ""
     cause: str = ""  # id of the check because of which this one was skipped
+
+
+DriftState = Literal["in-sync", "drifted", "pending", "never-provisioned", "unreachable", "unknown"]
+"""Pending: the inventory or the roles changed since the last rollout. A host that also drifted is drifted."""
+
+
+class Drift(msgspec.Struct, frozen=True):
+    """One thing that is not as it was when the host was last good. None is for what is not there."""
+
+    item: str
+    expected: str | None
+    seen: str | None
+    since_s: float = 0.0  # when it was first seen so, seconds since the epoch
+
+
+class HostDrift(msgspec.Struct, frozen=True):
+    """How one host compares with its baseline."""
+
+    host: str
+    state: DriftState
+    since_s: float = 0.0  # when the state was first seen
+    seen_s: float = 0.0
+    items: tuple[Drift, ...] = ()
+    pending: bool = False  # also where the state is drifted
+    problem: str = ""  # why it could not be told, or not wholly
+    hint: str = ""
 
 
 class FleetFinding(Finding, frozen=True):

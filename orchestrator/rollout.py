@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, Self, get_args
 
 import msgspec
 
-from orchestrator import intent, lock
+from orchestrator import __version__, drift, intent, lock, snapshot
 from orchestrator.checks.host import CONVERGED
 from orchestrator.collect import collect
 from orchestrator.converge import Progress, converge
@@ -22,6 +22,7 @@ from orchestrator.model import (
     Finding,
     FleetFinding,
     HostConverged,
+    HostDrift,
     HostResult,
     Judgement,
     Profile,
@@ -29,7 +30,7 @@ from orchestrator.model import (
 )
 from orchestrator.store import Store
 
-__all__ = ["Edges", "Event", "Run", "provision", "unprovision", "validate"]
+__all__ = ["Edges", "Event", "Run", "Watch", "provision", "unprovision", "validate", "watch"]
 
 PLAYBOOK = "provision.yml"
 BACK = "unprovision.yml"
@@ -53,6 +54,13 @@ class Run(msgspec.Struct, frozen=True):
     converged: tuple[HostConverged, ...] = ()
     notes: tuple[KvmfleetError, ...] = ()
     fleet: tuple[FleetFinding, ...] = ()  # what the hosts are together
+
+
+class Watch(msgspec.Struct, frozen=True):
+    """What a drift check learned: every host of the fleet, in its order."""
+
+    hosts: tuple[HostDrift, ...]
+    notes: tuple[KvmfleetError, ...] = ()
 
 
 class Edges(NamedTuple):
@@ -130,6 +138,51 @@ def validate(
     with _History(edges.store, "validate") as history:
         results = _prove(fleet, options, secrets, boot, on_event or _nothing, edges, {})
         return Run(results, (), history.keep(results), judge_fleet(results))
+
+
+def watch(
+    fleet: Fleet,
+    options: AnsibleOptions,
+    *,
+    secrets: Secrets = Secrets(),  # noqa: B008 - frozen
+    on_event: Tell | None = None,
+    edges: Edges = EDGES,
+) -> Watch:
+    """Compares every host with its baseline. Changes nothing, starts no guest, and takes no lock.
+
+    Each host goes into the history as it answers.
+
+    Raises:
+        StoreError: the history, which knows the baselines, cannot be read or written.
+    """
+    tell, intents = on_event or _nothing, intent.digests(fleet)
+    with edges.store() as store:
+        run = store.begin("drift")
+        found: dict[str, HostDrift] = {}
+
+        def heard(collected: Collected) -> None:
+            seen = drift.judge(
+                collected, store.expectation(collected.host), intent=intents[collected.host], version=__version__
+            )
+            evidence = collected.evidence
+            found[collected.host] = run.watch(seen, snapshot.take(evidence).items if evidence else None)
+            tell(collected)
+
+        edges.collect(
+            fleet.hosts,
+            options,
+            boot=Boot("none"),
+            secrets=secrets,
+            settings=fleet.settings,
+            timeout_s=TIMEOUT_S["none"],
+            on_answer=heard,
+            on_step=tell,
+        )
+        for host in fleet.hosts:
+            if host.name not in found:
+                heard(Collected(host.name, "ssh", problem="the collector gave no answer for it"))
+        run.finish("finished")
+        return Watch(tuple(found[host.name] for host in fleet.hosts))
 
 
 def _play(

@@ -9,19 +9,30 @@ import hashlib
 import os
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import msgspec
 import sqlalchemy as sa
 
-from orchestrator import __version__, history_db, identity, paths, processes
+from orchestrator import __version__, history_db, identity, paths, processes, snapshot
+from orchestrator.drift import Baseline
 from orchestrator.errors import StoreError
-from orchestrator.history_db import baselines, evidence, findings, results, runs
-from orchestrator.model import Evidence, Finding, HostResult, Verdict
+from orchestrator.history_db import (
+    acceptances,
+    baselines,
+    drifts,
+    evidence,
+    findings,
+    results,
+    runs,
+    snapshots,
+    watches,
+)
+from orchestrator.model import Drift, Evidence, Finding, HostDrift, HostResult, Verdict
 
-__all__ = ["PastResult", "PastRun", "Run", "Store"]
+__all__ = ["Acceptance", "PastResult", "PastRun", "Run", "Store"]
 
 T = TypeVar("T", bound=msgspec.Struct)
 State = Literal["running", "finished", "interrupted"]
@@ -58,6 +69,18 @@ class PastResult(msgspec.Struct, frozen=True):
     evidence: Evidence | None
 
 
+class Acceptance(msgspec.Struct, frozen=True):
+    """Somebody's word that something is fine from then on."""
+
+    host: str
+    item: str
+    expected: str | None
+    seen: str | None
+    author: str
+    reason: str
+    accepted_s: float
+
+
 class Run:
     """A run that is being recorded. Each call is one transaction, so that a run that dies keeps what it learned."""
 
@@ -77,6 +100,36 @@ class Run:
             if baseline:
                 connection.execute(baselines.delete().where(baselines.c.host == result.host))
                 connection.execute(baselines.insert().values(host=result.host, result_id=result_id))
+
+    def watch(self, found: HostDrift, items: Mapping[str, str] | None) -> HostDrift:
+        """Add what a drift check saw of one host; gives it with the times since when it is so.
+
+        `items` is the host's snapshot; equal ones are kept once. Raises StoreError, and then nothing of it was written.
+        """
+        now = time.time()
+        with history_db.writing(self._engine) as connection:
+            before = _last_watch(connection, found.host)
+            since_s = before.since_s if before and before.state == found.state else now
+            known = {(item.item, item.expected, item.seen): item.since_s for item in before.items} if before else {}
+            timed = tuple(
+                msgspec.structs.replace(item, since_s=known.get((item.item, item.expected, item.seen), now))
+                for item in found.items
+            )
+            watch_id = _insert(
+                connection, watches,
+                run_id=self.id,
+                host=found.host,
+                seen_s=now,
+                state=found.state,
+                since_s=since_s,
+                pending=found.pending,
+                problem=found.problem,
+                snapshot_id=None if items is None else _snapshot_id(connection, items),
+            )  # fmt: skip
+            if timed:
+                rows = [{"watch_id": watch_id, **msgspec.structs.asdict(item)} for item in timed]
+                connection.execute(drifts.insert(), rows)
+        return msgspec.structs.replace(found, items=timed, since_s=since_s, seen_s=now)
 
     def forget_baseline(self, host: str) -> None:
         """The host is no longer meant to be anything."""
@@ -137,10 +190,76 @@ class Store:
         query = sa.select(results).where(results.c.host == host).order_by(results.c.id.desc()).limit(1)
         return next(iter(self._results(query)), None)
 
+    def past(self, host: str, limit: int = 20) -> tuple[PastResult, ...]:
+        """What was learned about a host, the latest first."""
+        return self._results(
+            sa.select(results).where(results.c.host == host).order_by(results.c.id.desc()).limit(limit)
+        )
+
     def baseline(self, host: str) -> PastResult | None:
         """How the host was after its last validated provision."""
         query = sa.select(results).join(baselines, baselines.c.result_id == results.c.id)
         return next(iter(self._results(query.where(baselines.c.host == host))), None)
+
+    def expectation(self, host: str) -> Baseline | None:
+        """What the host should be like: its baseline, and what was accepted since. None without a baseline."""
+        with history_db.reading(self._engine) as connection:
+            query = (
+                sa.select(results, evidence.c.document, runs.c.kvmfleet)
+                .join(baselines, baselines.c.result_id == results.c.id)
+                .join(runs, runs.c.id == results.c.run_id)
+                .outerjoin(evidence, evidence.c.id == results.c.evidence_id)
+                .where(baselines.c.host == host)
+            )
+            row = connection.execute(query).mappings().first()
+            if row is None or not row["document"]:
+                return None
+            items = dict(snapshot.take(_evidence(row)).items)
+            for accepted in _acceptances(connection, host, after_s=row["recorded_at_s"]):
+                if accepted.seen is None:
+                    items.pop(accepted.item, None)
+                else:
+                    items[accepted.item] = accepted.seen
+            return Baseline(items, row["intent_digest"], row["kvmfleet"])
+
+    def watched(self, host: str) -> HostDrift | None:
+        """What the last drift check saw of a host."""
+        with history_db.reading(self._engine) as connection:
+            return _last_watch(connection, host)
+
+    def watches(self, host: str, limit: int = 20) -> tuple[HostDrift, ...]:
+        """What drift checks saw of a host, the latest first."""
+        with history_db.reading(self._engine) as connection:
+            query = sa.select(watches).where(watches.c.host == host).order_by(watches.c.id.desc()).limit(limit)
+            return tuple(_past_watch(connection, row) for row in connection.execute(query).mappings().all())
+
+    def accept(self, host: str, items: Sequence[Drift], *, reason: str) -> tuple[Acceptance, ...]:
+        """These are fine from now on; says so in the name of the user who runs this."""
+        now, author = time.time(), identity.user()
+        made = tuple(Acceptance(host, item.item, item.expected, item.seen, author, reason, now) for item in items)
+        if made:
+            with history_db.writing(self._engine) as connection:
+                connection.execute(acceptances.insert(), [msgspec.structs.asdict(one) for one in made])
+        return made
+
+    def accepted(self, host: str) -> tuple[Acceptance, ...]:
+        """What was ever accepted on a host, the oldest first."""
+        with history_db.reading(self._engine) as connection:
+            return _acceptances(connection, host)
+
+    def hosts(self) -> tuple[str, ...]:
+        """Every host that the history knows, sorted."""
+        with history_db.reading(self._engine) as connection:
+            known = sa.union(sa.select(results.c.host), sa.select(watches.c.host)).subquery()
+            return tuple(connection.execute(sa.select(known.c.host).order_by(known.c.host)).scalars())
+
+    def prune(self, before_s: float) -> int:
+        """Forget runs that ended before this time, and what they learned; gives their number.
+
+        Kept is what is still needed: baselines with their evidence, and the last that was seen of each host.
+        """
+        with history_db.writing(self._engine) as connection:
+            return _prune(connection, before_s)
 
     def _results(self, query: sa.Select[Any]) -> tuple[PastResult, ...]:
         with history_db.reading(self._engine) as connection:
@@ -158,6 +277,51 @@ def _insert_evidence(connection: sa.Connection, result: HostResult) -> int | Non
     if result.collected.evidence is None:
         return None
     return _insert(connection, evidence, document=zlib.compress(msgspec.json.encode(result.collected.evidence)))
+
+
+def _snapshot_id(connection: sa.Connection, items: Mapping[str, str]) -> int:
+    """The one of equal content, or a new one."""
+    document = msgspec.json.encode(items, order="deterministic")
+    digest = hashlib.sha256(document).hexdigest()
+    found = connection.execute(sa.select(snapshots.c.id).where(snapshots.c.digest == digest)).scalar()
+    return int(found) if found else _insert(connection, snapshots, digest=digest, document=zlib.compress(document))
+
+
+def _last_watch(connection: sa.Connection, host: str) -> HostDrift | None:
+    query = sa.select(watches).where(watches.c.host == host).order_by(watches.c.id.desc()).limit(1)
+    row = connection.execute(query).mappings().first()
+    return _past_watch(connection, row) if row else None
+
+
+def _past_watch(connection: sa.Connection, row: sa.RowMapping) -> HostDrift:
+    query = sa.select(drifts).where(drifts.c.watch_id == row["id"]).order_by(drifts.c.item)
+    items = tuple(_struct(Drift, item) for item in connection.execute(query).mappings())
+    return _struct(HostDrift, row, items=items)
+
+
+def _acceptances(connection: sa.Connection, host: str, after_s: float = 0.0) -> tuple[Acceptance, ...]:
+    query = sa.select(acceptances).where(acceptances.c.host == host, acceptances.c.accepted_s > after_s)
+    return tuple(_struct(Acceptance, row) for row in connection.execute(query.order_by(acceptances.c.id)).mappings())
+
+
+def _prune(connection: sa.Connection, before_s: float) -> int:
+    old = sa.select(runs.c.id).where(runs.c.finished_at_s < before_s)
+    newest_results = sa.select(sa.func.max(results.c.id)).group_by(results.c.host)
+    newest_watches = sa.select(sa.func.max(watches.c.id)).group_by(watches.c.host)
+    kept = sa.union_all(newest_results, sa.select(baselines.c.result_id))
+    gone = sa.select(results.c.id).where(results.c.run_id.in_(old), results.c.id.not_in(kept))
+    connection.execute(findings.delete().where(findings.c.result_id.in_(gone)))
+    connection.execute(results.delete().where(results.c.id.in_(gone)))
+    unseen = sa.select(watches.c.id).where(watches.c.run_id.in_(old), watches.c.id.not_in(newest_watches))
+    connection.execute(drifts.delete().where(drifts.c.watch_id.in_(unseen)))
+    connection.execute(watches.delete().where(watches.c.id.in_(unseen)))
+    # `IS NOT NULL`: in SQL, nothing is "not in" a set with a NULL
+    used = sa.select(results.c.evidence_id).where(results.c.evidence_id.is_not(None))
+    connection.execute(evidence.delete().where(evidence.c.id.not_in(used)))
+    shown = sa.select(watches.c.snapshot_id).where(watches.c.snapshot_id.is_not(None))
+    connection.execute(snapshots.delete().where(snapshots.c.id.not_in(shown)))
+    needed = sa.union_all(sa.select(results.c.run_id), sa.select(watches.c.run_id))
+    return connection.execute(runs.delete().where(runs.c.id.in_(old), runs.c.id.not_in(needed))).rowcount
 
 
 def _row(run_id: int, result: HostResult, evidence_id: int | None) -> dict[str, object]:
@@ -192,15 +356,18 @@ def _past_run(row: sa.RowMapping) -> PastRun:
 
 
 def _past_result(row: sa.RowMapping, found: Sequence[Finding]) -> PastResult:
-    document = row["document"]
+    decoded = _evidence(row) if row["document"] else None
+    return _struct(PastResult, row, findings=tuple(found), evidence=decoded)
+
+
+def _evidence(row: sa.RowMapping) -> Evidence:
     try:
-        decoded = msgspec.json.decode(zlib.decompress(document), type=Evidence) if document else None
+        return msgspec.json.decode(zlib.decompress(row["document"]), type=Evidence)
     except (zlib.error, msgspec.MsgspecError) as e:
         raise StoreError(
             f"history: the evidence of {row['host']} in run {row['run_id']} cannot be read: {e}",
             hint="Collect it again: kvmfleet validate",
         ) from e
-    return _struct(PastResult, row, findings=tuple(found), evidence=decoded)
 
 
 def _struct(kind: type[T], row: sa.RowMapping, **more: object) -> T:

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from orchestrator import __version__
+from orchestrator.cli.drift import drift, history
 from orchestrator.cli.fleet import provision, unprovision, validate
 from orchestrator.cli.lab import lab
 from orchestrator.cli.output import complain
@@ -32,7 +33,7 @@ def cli() -> None:
     """
 
 
-for command in (provision, validate, unprovision, explain, doctor, completion, pki, lab):
+for command in (provision, validate, drift, history, unprovision, explain, doctor, completion, pki, lab):
     cli.add_command(command)
 
 

@@ -1,8 +1,9 @@
-"""What must be this host's alone in a fleet, and what its guests may count on: digests and names, no secret."""
+"""What must be this host's alone in a fleet, and what it is made of: digests and names, no secret."""
 
 import base64
 import glob
 import hashlib
+import os
 import re
 from typing import Any, Dict, List
 
@@ -11,11 +12,13 @@ from . import files
 SALT = b"kvmfleet fleet identity\n"
 
 
-def look(etc: str = "/etc", cpuinfo: str = "/proc/cpuinfo") -> Dict[str, Any]:
+def look(etc: str = "/etc", cpuinfo: str = "/proc/cpuinfo", sys: str = "/sys") -> Dict[str, Any]:
     return {
         "machine": machine(etc + "/machine-id"),
         "host_keys": host_keys(etc + "/ssh"),
         "flags": flags(files.text(cpuinfo, 1 << 16)),
+        "memory_mib": memory_mib(sys + "/devices/system/memory"),
+        "interfaces": interfaces(sys + "/class/net"),
     }
 
 
@@ -44,3 +47,28 @@ def flags(cpuinfo: str) -> List[str]:
     """All features of the first processor that the kernel names."""
     found = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", cpuinfo, re.MULTILINE)
     return sorted(set(found.group(1).split())) if found else []
+
+
+def memory_mib(folder: str) -> int:
+    """The blocks of memory that are online; MemTotal is what a kernel leaves of them, and each leaves another rest."""
+    size = files.text(folder + "/block_size_bytes").strip()
+    try:
+        block = int(size, 16)
+    except ValueError:
+        return 0
+    online = [path for path in glob.glob(folder + "/memory*/state") if files.text(path).strip() == "online"]
+    return block * len(online) >> 20
+
+
+def interfaces(folder: str) -> Dict[str, str]:
+    """Name -> its own address and its driver, of those behind which is hardware; bonds and bridges have none."""
+    found = {}
+    for path in sorted(glob.glob(folder + "/*/device"))[:256]:
+        parent = os.path.dirname(path)
+        driver = os.path.basename(os.path.realpath(path + "/driver"))
+        # a port of a bond shows the bond's address; addr_assign_type and perm_address are not in /sys
+        address = files.text(parent + "/bonding_slave/perm_hwaddr").strip() or files.text(parent + "/address").strip()
+        found[os.path.basename(parent)] = "{} {}".format(
+            address[:64], "" if driver == "driver" else driver[:64]
+        ).strip()
+    return found

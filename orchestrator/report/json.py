@@ -10,7 +10,7 @@ from orchestrator import __version__
 from orchestrator.model import FleetFinding, HostConverged, HostResult
 from orchestrator.report.summary import counts
 
-__all__ = ["SCHEMA", "render", "render_pretended"]
+__all__ = ["SCHEMA", "ascii_only", "render", "render_pretended"]
 
 SCHEMA = 1
 
@@ -28,7 +28,7 @@ def render(results: Sequence[HostResult], fleet: Sequence[FleetFinding] = (), *,
         "fleet": list(fleet),
         "hosts": [_host(result) for result in results],
     }
-    return _ascii(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+    return ascii_only(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
 
 
 def render_pretended(converged: Sequence[HostConverged], *, command: str, check_mode: bool = True) -> str:
@@ -40,7 +40,7 @@ def render_pretended(converged: Sequence[HostConverged], *, command: str, check_
         "check_mode": check_mode,
         "hosts": [{"name": host.host, "converged": host} for host in converged],
     }
-    return _ascii(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+    return ascii_only(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
 
 
 def _host(result: HostResult) -> dict[str, object]:
@@ -61,7 +61,7 @@ def _host(result: HostResult) -> dict[str, object]:
     }
 
 
-def _ascii(text: str) -> str:
+def ascii_only(text: str) -> str:
     """C1 controls and bidirectional overrides are legal in JSON and act on terminals; write them as \\uXXXX."""
     return "".join(c if c.isprintable() or c == "\n" else _escape(c) for c in text)
 

@@ -18,8 +18,9 @@ from orchestrator.cli.main import cli, main
 from orchestrator.cli.options import BootType
 from orchestrator.cli.output import Output
 from orchestrator.errors import Interrupted, KvmfleetError
-from orchestrator.model import Boot, Collected, Finding, HostConverged, HostResult, Judgement
+from orchestrator.model import Boot, Collected, Drift, Finding, HostConverged, HostDrift, HostResult, Judgement
 from orchestrator.rollout import Run
+from orchestrator.store import Store
 
 COMMAND = [sys.executable, "-P", "-m", "orchestrator"]
 PACKAGE = {"PYTHONPATH": str(Path(orchestrator.__file__).parents[1])}  # for a test that stands elsewhere
@@ -337,3 +338,62 @@ def test_an_error_of_writing_elsewhere_is_not_blamed_on_stdout(run, monkeypatch)
     monkeypatch.setattr(sys, "argv", ["kvmfleet", "doctor"])
     with pytest.raises(OSError, match="No space"):
         main()
+
+
+@pytest.fixture
+def drifted(state):
+    """A host on which a drift check saw two things."""
+    items = (
+        Drift("package:swtpm", "0.7", "0.8"),
+        Drift("package:qemu-utils", "7", None),
+        Drift("system:kernel", "6", "7"),
+    )
+    with Store() as store:
+        store.begin("drift").watch(HostDrift("hv1", "drifted", items=items), None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["hv2", "--reason", "x"], "No drift check has seen a host 'hv2'"),
+        (["hv2", "--reason", "x"], "Did you mean hv1?"),
+        (["hv1", "package:swtp", "--reason", "x"], "Did you mean package:swtpm"),
+        (["hv1", "zebra", "--reason", "x"], "Drifted are: package:qemu-utils, package:swtpm"),
+        (["hv1", "--reason", " "], "needs a reason"),
+        (["hv1"], "there is no terminal to ask at"),
+    ],
+)
+def test_an_acceptance_that_makes_no_sense_changes_nothing(run, drifted, monkeypatch, arguments, says):
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    code, out, err = run("drift", "accept", *arguments)
+    assert (code, out) == (1, "")
+    assert says in err
+    with Store() as store:
+        assert store.accepted("hv1") == ()
+
+
+def test_accepting_takes_names_patterns_or_all_and_keeps_who_and_why(run, drifted):
+    code, out, err = run("drift", "accept", "hv1", "package:*", "--reason", "upgraded by hand", "--json")
+    assert (code, err) == (0, "")
+    assert [one["item"] for one in json.loads(out)] == ["package:qemu-utils", "package:swtpm"]
+    assert run("drift", "accept", "hv1", "--reason", "all of it")[0] == 0
+    with Store() as store:
+        assert [(one.item, one.reason) for one in store.accepted("hv1")] == [
+            ("package:qemu-utils", "upgraded by hand"),
+            ("package:swtpm", "upgraded by hand"),
+            ("package:qemu-utils", "all of it"),
+            ("package:swtpm", "all of it"),
+            ("system:kernel", "all of it"),
+        ]
+
+
+def test_history_tells_runs_and_hosts_and_prunes(run, drifted):
+    assert json.loads(run("history", "--json")[1])[0]["command"] == "drift"
+    code, out, _ = run("history", "hv1", "--json")
+    assert code == 0
+    assert json.loads(out)["drift"][0]["state"] == "drifted"
+    assert "package:swtpm" in run("history", "host", "hv1")[1]
+    code, out, err = run("history", "hv2")
+    assert (code, out) == (1, "")
+    assert "Did you mean hv1?" in err
+    assert run("history", "prune")[2] == "0 runs forgotten.\n"

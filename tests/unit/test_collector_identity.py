@@ -35,3 +35,26 @@ def test_flags_are_those_of_the_first_processor():
     assert identity.flags("flags\t\t: vmx avx2\n\nflags\t\t: other\n") == ["avx2", "vmx"]
     assert identity.flags("Features\t: asimd sve\n") == ["asimd", "sve"]
     assert identity.flags("") == []
+
+
+def test_memory_is_what_is_online_in_blocks(tmp_path):
+    (tmp_path / "block_size_bytes").write_text("8000000\n")  # hexadecimal: 128 MiB
+    for number, state in enumerate(["online", "online", "offline"]):
+        (tmp_path / f"memory{number}").mkdir()
+        (tmp_path / f"memory{number}" / "state").write_text(state + "\n")
+    assert identity.memory_mib(str(tmp_path)) == 256
+    assert identity.memory_mib("/nowhere") == 0
+
+
+def test_interfaces_are_those_with_hardware_behind_them(tmp_path):
+    driver = tmp_path / "drivers" / "igb"
+    driver.mkdir(parents=True)
+    for name in ("eth0", "eth1", "br0"):
+        (tmp_path / "net" / name).mkdir(parents=True)
+        (tmp_path / "net" / name / "address").write_text("52:54:00:00:00:01\n")
+    for name in ("eth0", "eth1"):
+        (tmp_path / "net" / name / "device").mkdir()
+    (tmp_path / "net" / "eth0" / "device" / "driver").symlink_to(driver)
+    (tmp_path / "net" / "eth1" / "bonding_slave").mkdir()
+    (tmp_path / "net" / "eth1" / "bonding_slave" / "perm_hwaddr").write_text("52:54:00:00:00:02\n")
+    assert identity.interfaces(str(tmp_path / "net")) == {"eth0": "52:54:00:00:00:01 igb", "eth1": "52:54:00:00:00:02"}

@@ -37,8 +37,9 @@ def parse(arguments: list[str], command: click.Command = cli, parent: click.Cont
         context = command.make_context(command.name or "kvmfleet", arguments, parent=parent)
     except (click.exceptions.Exit, click.exceptions.NoArgsIsHelpError):
         return  # --version, --help, or a group by its name
-    if isinstance(command, click.Group):
-        _, child, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+    rest = [*context._protected_args, *context.args]
+    if isinstance(command, click.Group) and (rest or not command.invoke_without_command):
+        _, child, rest = command.resolve_command(context, rest)
         assert child is not None
         parse(rest, child, context)
 

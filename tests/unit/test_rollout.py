@@ -255,3 +255,50 @@ def test_a_dry_run_of_unprovisioning_leaves_the_baseline(history: Store) -> None
     rollout.unprovision(fleet("h1"), AnsibleOptions(check=True), edges=world())
     assert history.baseline("h1") is not None
     assert len(history.runs()) == 1
+
+
+def states(seen: rollout.Watch) -> dict[str, str]:
+    return {host.host: host.state for host in seen.hosts}
+
+
+def test_hosts_are_compared_with_their_baseline_and_silent_ones_are_never_in_sync(history: Store) -> None:
+    hosts = fleet("h1", "h2", "h3", "h4")
+    rollout.provision(fleet("h1", "h2", "h3"), OPTIONS, edges=world())
+    touched = {"evidence": evidence_of({"packages": {"qemu-system-x86": "1:7.1"}})}
+    answers = {"h2": touched, "h3": SILENT}
+    # the intent of the base host's contract is not the one that this inventory has
+    assert states(rollout.watch(hosts, OPTIONS, edges=world(answers=answers))) == {
+        "h1": "pending",
+        "h2": "drifted",
+        "h3": "unreachable",
+        "h4": "never-provisioned",
+    }
+    assert history.runs()[0].command == "drift"
+    assert history.runs()[0].state == "finished"
+    known = history.watched("h2")
+    assert known
+    assert known.items[0].item == "package:qemu-system-x86"
+    again = rollout.watch(hosts, OPTIONS, edges=world(answers=answers))
+    assert again.hosts[1].items == known.items, "it is so since it was first seen"
+
+
+def test_no_guest_is_started_to_look_for_drift_and_a_host_without_an_answer_is_unknown() -> None:
+    calls: list[tuple[str, dict[str, Any]]] = []
+    seen = rollout.watch(fleet("h1"), OPTIONS, edges=world(answers={"h1": {}}, calls=calls))
+    assert states(seen) == {"h1": "unknown"}
+    assert [name for name, _ in calls] == ["collect"]
+    assert calls[0][1]["boot"] == Boot("none")
+
+
+def test_each_host_is_in_the_history_as_soon_as_it_answered(history: Store) -> None:
+    rollout.provision(fleet("h1", "h2"), OPTIONS, edges=world())
+
+    def collect(hosts: tuple[Host, ...], _options: AnsibleOptions, **more: Any) -> tuple[Collected, ...]:
+        more["on_answer"](Collected("h1", "ssh", evidence=evidence_of({})))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rollout.watch(fleet("h1", "h2"), OPTIONS, edges=Edges(collect=collect))
+    assert history.watched("h1")
+    assert history.watched("h2") is None
+    assert history.runs()[0].state != "finished"

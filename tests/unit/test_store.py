@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,19 @@ from hypothesis import strategies as st
 
 from orchestrator import history_db
 from orchestrator.errors import StoreError
-from orchestrator.model import Collected, Contract, ContractSlot, Evidence, Finding, HostResult, Judgement, System
+from orchestrator.model import (
+    Collected,
+    Contract,
+    ContractSlot,
+    Drift,
+    DriftState,
+    Evidence,
+    Finding,
+    HostDrift,
+    HostResult,
+    Judgement,
+    System,
+)
 from orchestrator.store import Store
 
 GOOD = Finding("kvm.exec", "pass", "a guest executed in 0.3 ms")
@@ -404,3 +417,105 @@ def test_a_changed_contract_has_another_digest(store: Store) -> None:
         store.begin("validate").record(result(contract=text))
     first, changed, same = (store.results(run.id)[0].contract_digest for run in store.runs())
     assert first == same != changed
+
+
+# --- drift
+
+
+def seen(*items: Drift, state: DriftState = "drifted", host: str = "hv1") -> HostDrift:
+    return HostDrift(host, state, items=items)
+
+
+SWAP = Drift("sysctl:vm.swappiness", "10", "60")
+GONE = Drift("package:swtpm", "0.7", None)
+
+
+def test_since_when_is_when_it_was_first_seen_so(store: Store) -> None:
+    first = store.begin("drift").watch(seen(SWAP), {"a": "b"})
+    again = store.begin("drift").watch(seen(SWAP, GONE), {"a": "b"})
+    assert (again.since_s, again.items[0].since_s) == (first.since_s, first.items[0].since_s)
+    assert again.items[1].since_s > first.items[0].since_s
+    other = store.begin("drift").watch(seen(Drift(SWAP.item, "10", "99")), None)
+    assert other.items[0].since_s > again.items[0].since_s, "another value is another drift"
+    healed = store.begin("drift").watch(seen(state="in-sync"), None)
+    assert healed.since_s > first.since_s
+    assert store.watched("hv1") == healed
+    assert [watch.state for watch in store.watches("hv1")] == ["in-sync", "drifted", "drifted", "drifted"]
+    assert store.watched("hv2") is None
+
+
+def test_equal_snapshots_are_kept_once(store: Store, file: Path) -> None:
+    for number in range(3):
+        store.begin("drift").watch(seen(host=f"hv{number}"), {"b": "2", "a": "1"})
+    store.begin("drift").watch(seen(), {"a": "1", "b": "3"})
+    with sqlite3.connect(file) as connection:
+        assert connection.execute("select count(*) from snapshots").fetchone() == (2,)
+
+
+def test_the_expectation_is_the_baseline_and_what_was_accepted_since(store: Store) -> None:
+    assert store.expectation("hv1") is None
+    store.begin("provision").record(result("hv1", hostname="old", contract="{}"), baseline=True)
+    before = store.expectation("hv1")
+    assert before
+    assert before.items["system:hostname"] == "old"
+    assert before.intent_digest == "abc"
+    made = store.accept(
+        "hv1", [Drift("system:hostname", "old", "new"), Drift("contract", "{}", None)], reason="renamed"
+    )
+    assert store.accepted("hv1") == made
+    after = store.expectation("hv1")
+    assert after
+    assert after.items["system:hostname"] == "new"
+    assert "contract" not in after.items
+    store.begin("provision").record(result("hv1", hostname="newer", contract="{}"), baseline=True)
+    newest = store.expectation("hv1")
+    assert newest
+    assert (newest.items["system:hostname"], newest.items["contract"]) == ("newer", "{}")
+    assert store.accepted("hv1") == made, "who accepted what stays known"
+
+
+def test_a_history_of_the_first_schema_is_upgraded_and_keeps_what_it_has(file: Path) -> None:
+    with Store(f"sqlite:///{file}") as store:
+        store.begin("provision").record(result("hv1"), baseline=True)
+    with sqlite3.connect(file) as connection:
+        for table in ("drifts", "watches", "snapshots", "acceptances"):
+            connection.execute(f"drop table {table}")
+        connection.execute("update schema_version set version = 1")
+    with Store(f"sqlite:///{file}") as store:
+        assert store.expectation("hv1")
+        store.begin("drift").watch(seen(SWAP), {"a": "b"})
+        assert store.watched("hv1")
+    with sqlite3.connect(file) as connection:
+        assert connection.execute("select version from schema_version").fetchone() == (2,)
+
+
+def test_pruning_forgets_old_runs_and_keeps_what_is_needed(store: Store, file: Path) -> None:
+    good = store.begin("provision")
+    good.record(result("hv1", hostname="baseline"), baseline=True)
+    good.finish("finished")
+    for _ in range(3):
+        run = store.begin("validate")
+        run.record(result("hv1", GOOD, BAD))
+        run.finish("finished")
+        run = store.begin("drift")
+        run.watch(seen(SWAP), {"a": str(run.id)})
+        run.finish("finished")
+    unfinished = store.begin("drift")
+    assert store.prune(0.0) == 0
+    assert store.prune(time.time() + 1) == 4
+    assert store.expectation("hv1")
+    assert store.watched("hv1")
+    assert store.last("hv1")
+    assert {run.id for run in store.runs()} == {1, 6, 7, unfinished.id}
+    with sqlite3.connect(file) as connection:
+        for table, rows in {"host_results": 2, "evidence": 2, "watches": 1, "snapshots": 1, "drifts": 1}.items():
+            assert connection.execute(f"select count(*) from {table}").fetchone() == (rows,), table
+
+
+def test_past_results_come_latest_first(store: Store) -> None:
+    for found in (GOOD, BAD):
+        store.begin("validate").record(result("hv1", found))
+    assert [past.verdict for past in store.past("hv1")] == ["failed", "proven"]
+    assert len(store.past("hv1", 1)) == 1
+    store.begin("drift").watch(seen(host="hv0"), None)
+    assert store.hosts() == ("hv0", "hv1")

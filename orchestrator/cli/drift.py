@@ -1,0 +1,193 @@
+"""Drift: how hosts compare with how they were when they were last good, and what was accepted."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.cli.options import ansible, connection_options
+from orchestrator.cli.output import board, complain, console, log, print_json
+from orchestrator.errors import UsageError
+
+if TYPE_CHECKING:
+    from orchestrator.model import Drift
+
+__all__ = ["drift", "history"]
+
+
+@click.group(invoke_without_command=True, short_help="Say what changed on the hosts since they were last good.")
+@connection_options
+@click.option("-D", "--diff", is_flag=True, help="Show values whole, expected against seen.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON; nothing else on stdout.")
+@click.option("--strict", is_flag=True, help="Exit 2 also where a changed inventory waits to be rolled out.")
+@click.pass_context
+def drift(context: click.Context, /, diff: bool, as_json: bool, strict: bool, **given: Any) -> None:
+    """Say what changed on the hosts since they were last provisioned and found good. Changes nothing.
+
+    Exit codes: 0 in sync; 2 a host drifted; 1 it could not be told of a host.
+    """
+    if context.invoked_subcommand:
+        return
+    from orchestrator import inventory, rollout
+    from orchestrator.report import drift as drift_report
+
+    options, secrets = ansible(given)
+    log(options.verbosity)
+    fleet = inventory.load(options)
+    with board(fleet, "drift") as shown:
+        seen = rollout.watch(fleet, options, secrets=secrets, on_event=shown.event)
+    if as_json:
+        click.echo(drift_report.render(seen.hosts, options.inventory))
+    else:
+        console().print(drift_report.report(seen.hosts, options.inventory, diff=diff))
+    for note in seen.notes:
+        complain(note)
+    raise SystemExit(drift_report.exit_code(seen.hosts, strict=strict))
+
+
+def _complete_host(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
+    from orchestrator.store import Store
+
+    with Store() as store:
+        return [name for name in store.hosts() if name.startswith(typed)]
+
+
+def _complete_item(context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
+    from orchestrator.store import Store
+
+    with Store() as store:
+        seen = store.watched(context.params.get("host") or "")
+    return [item.item for item in seen.items if item.item.startswith(typed)] if seen else []
+
+
+@drift.command("accept")
+@click.argument("host", shell_complete=_complete_host)
+@click.argument("items", metavar="[ITEM]...", nargs=-1, shell_complete=_complete_item)
+@click.option("--reason", metavar="TEXT", help="Why this is fine; kept in the history beside your name.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was accepted as JSON.")
+def accept(host: str, items: tuple[str, ...], reason: str | None, as_json: bool) -> None:
+    """From now on, this is how the host should be: what the last drift check saw, or only the ITEMs of it.
+
+    An ITEM is written as `kvmfleet drift` shows it; * and ? stand for anything, as in 'package:*'. The next provision
+    that ends well makes a new baseline, and all that was accepted before is in it or gone.
+    """
+    from orchestrator.store import Store
+
+    with Store() as store:
+        seen = store.watched(host)
+        if seen is None:
+            near = difflib.get_close_matches(host, store.hosts(), n=3)
+            hint = f"Did you mean {' or '.join(near)}?" if near else "Look first: kvmfleet drift"
+            raise UsageError(f"No drift check has seen a host {host!a}.", hint=hint)
+        chosen = _chosen(host, seen.items, items)
+        reason = reason if reason is not None else _ask_reason()
+        if not reason.strip():
+            raise UsageError("An acceptance needs a reason.", hint="Add --reason 'why this is fine'.")
+        made = store.accept(host, chosen, reason=reason.strip())
+    if as_json:
+        print_json(made)
+        return
+    for one in made:
+        click.echo(f"accepted {host}: {one.item}", err=True)
+
+
+def _chosen(host: str, seen: Sequence[Drift], wanted: Sequence[str]) -> list[Drift]:
+    """What the patterns name; everything where there are none."""
+    if not seen:
+        raise UsageError(
+            f"{host}: the last drift check saw no drift.", hint=f"Look again: kvmfleet drift --limit {host}"
+        )
+    if not wanted:
+        return list(seen)
+    for pattern in wanted:
+        if not any(fnmatch.fnmatchcase(item.item, pattern) for item in seen):
+            near = difflib.get_close_matches(pattern, [item.item for item in seen], n=3)
+            known = (
+                f"Did you mean {' or '.join(near)}?" if near else f"Drifted are: {', '.join(i.item for i in seen[:10])}"
+            )
+            raise UsageError(f"{host}: no item of drift is called {pattern!a}.", hint=known)
+    return [item for item in seen if any(fnmatch.fnmatchcase(item.item, pattern) for pattern in wanted)]
+
+
+def _ask_reason() -> str:
+    import sys
+
+    if not sys.stdin.isatty():
+        raise UsageError("An acceptance needs a reason, and there is no terminal to ask at.", hint="Add --reason TEXT.")
+    return str(click.prompt("Why is this fine?", err=True))
+
+
+class _History(click.Group):
+    """`history HOST` is short for `history host HOST`, where HOST is no command."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            args = ["host", *args]
+        return super().resolve_command(ctx, args)
+
+
+lines_option = click.option(
+    "-n", "--lines", type=click.IntRange(1, 10000), default=20, show_default=True, metavar="N", help="How many."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+
+
+@click.group(cls=_History, invoke_without_command=True, short_help="Show past runs, or what is known of one host.")
+@lines_option
+@json_option
+@click.pass_context
+def history(context: click.Context, lines: int, as_json: bool) -> None:
+    """Show past runs; with the name of a host, its verdicts, its drift, and what was accepted."""
+    if context.invoked_subcommand:
+        return
+    from orchestrator.report import drift as drift_report
+    from orchestrator.store import Store
+
+    with Store() as store:
+        runs = store.runs(lines)
+    if as_json:
+        print_json(runs)
+    else:
+        console().print(drift_report.past_runs(runs))
+
+
+@history.command("host")
+@click.argument("host", shell_complete=_complete_host)
+@lines_option
+@json_option
+def past(host: str, lines: int, as_json: bool) -> None:
+    """Show what is known of one host: its verdicts, its drift, and what was accepted."""
+    from orchestrator.report import drift as drift_report
+    from orchestrator.store import Store
+
+    with Store() as store:
+        if host not in store.hosts():
+            near = difflib.get_close_matches(host, store.hosts(), n=3)
+            hint = f"Did you mean {' or '.join(near)}?" if near else "`kvmfleet history` lists the runs."
+            raise UsageError(f"The history knows no host {host!a}.", hint=hint)
+        results, watched, accepted = store.past(host, lines), store.watches(host, lines), store.accepted(host)
+    if as_json:
+        print_json({"host": host, "results": results, "drift": watched, "accepted": accepted})
+    else:
+        console().print(drift_report.past_host(host, results, watched, accepted))
+
+
+@history.command("prune")
+@click.option(
+    "--older-than", "days", type=click.IntRange(1, 36500), default=90, show_default=True, metavar="DAYS",
+    help="Forget runs that ended so many days ago.",
+)  # fmt: skip
+def prune(days: int) -> None:
+    """Forget old runs. Kept is what is still needed: baselines, and the last that was seen of each host."""
+    from orchestrator.report import drift as drift_report
+    from orchestrator.store import Store
+
+    with Store() as store:
+        gone = store.prune(drift_report.days_ago(days))
+    click.echo(f"{gone} runs forgotten.", err=True)

@@ -1,0 +1,298 @@
+"""Evidence without what changes by itself: two looks at a host that nobody touched give one snapshot.
+
+A snapshot is a flat table, item -> value. An item is named by its kind and, where there are several, its name:
+`package:libvirt-daemon-system`, `network:lab`, `contract`. Times, counters, free space, process numbers, guests and
+what a daemon does when it is idle stay evidence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from orchestrator.model import Evidence, FileState, Network, Pool
+
+__all__ = ["KINDS", "Snapshot", "kind", "owner", "take"]
+
+GUESTS_OWN = re.compile(r"(vnet|tap|macvtap)\d+$")
+OF_THE_BOOT = re.compile(r"(BOOT_IMAGE|initrd)=")
+
+Items = Mapping[str, str]
+
+
+class Kind(NamedTuple):
+    """One kind of item: the section of the evidence that tells it, and the role that keeps it as it should be."""
+
+    name: str
+    section: str
+    owner: str  # "" where no role can change it: the machine itself, and what upgrades bring
+    gather: Callable[[Evidence], Items]  # name -> value; the name is "" where there is only one
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """How a host is. `blind` tells of sections that could not be collected: nothing can be said about their items."""
+
+    items: dict[str, str]
+    blind: dict[str, str] = {}  # section -> why
+
+
+def take(evidence: Evidence) -> Snapshot:
+    """The snapshot of what a host said."""
+    blind = dict(evidence.errors)
+    if evidence.network.error:
+        blind["network"] = evidence.network.error
+    if evidence.storage.error:
+        blind["storage"] = evidence.storage.error
+    if evidence.system.uid > 0:
+        blind["system"] = f"collected as user {evidence.system.uid}, most answers need root"
+    items = {
+        f"{kind.name}:{name}" if name else kind.name: value
+        for kind in KINDS
+        if kind.section not in blind
+        for name, value in kind.gather(evidence).items()
+    }
+    return Snapshot(dict(sorted(items.items())), blind)
+
+
+def kind(item: str) -> Kind | None:
+    """The kind of an item; None where another version of kvmfleet knew it."""
+    return _BY_NAME.get(item.partition(":")[0])
+
+
+def owner(item: str) -> str:
+    """The role that keeps this item as it should be, "" where none does."""
+    name = item.partition(":")[2]
+    for prefix, role in FILE_OWNERS:
+        if item.startswith("file:") and name.startswith(prefix):
+            return role
+    found = kind(item)
+    return found.owner if found else ""
+
+
+FILE_OWNERS = (
+    ("/etc/modprobe.d/", "kernel_modules"),
+    ("/etc/modules-load.d/", "kernel_modules"),
+    ("/etc/sysctl.d/", "host_tuning"),
+    ("/etc/pki/", "libvirt_remote"),
+    ("/etc/nftables", "libvirt_security"),
+    ("/etc/libvirt/", "libvirt"),
+)
+
+
+def _one(value: object) -> Items:
+    return {"": str(value)} if str(value) else {}
+
+
+def _list(values: Iterable[object]) -> str:
+    return " ".join(sorted(str(value) for value in values))
+
+
+def _arguments(cmdline: str) -> str:
+    """In their order, as the last one wins; without those that name the files of this boot."""
+    return " ".join(word for word in cmdline.split() if not OF_THE_BOOT.match(word))
+
+
+def _modules(evidence: Evidence) -> Items:
+    modules = evidence.kernel.modules.items()
+    return {name: "absent" if module.state == "absent" else "there" for name, module in modules}
+
+
+def _options(evidence: Evidence) -> Items:
+    """What modprobe.d says, which acts when the module is loaded the next time."""
+    configured = evidence.kernel.configured_options.items()
+    return {f"{name}.{option}": value for name, options in configured for option, value in options.items()}
+
+
+def _parameters(evidence: Evidence) -> Items:
+    """What the modules obey now, however they came to it."""
+    modules = evidence.kernel.modules.items()
+    return {f"{name}.{option}": value for name, module in modules for option, value in module.params.items()}
+
+
+def _file(state: FileState) -> str:
+    if not state.exists:
+        return "absent"
+    return f"sha256 {state.sha256 or 'unknown'}, {state.owner}:{state.group} {state.mode:04o}"
+
+
+def _units(evidence: Evidence) -> Items:
+    """Sockets listen or do not; a service may be idle, so only what it does at boot counts."""
+    units = {**evidence.tuning.units, **evidence.libvirt.units}
+    if evidence.guests.unit.load:
+        units["libvirt-guests.service"] = evidence.guests.unit
+    return {
+        name: " ".join(
+            word
+            for word in (unit.load, unit.enabled, unit.active if name.endswith((".socket", ".timer")) else "")
+            if word
+        )
+        for name, unit in units.items()
+    }
+
+
+def _settings(evidence: Evidence) -> Items:
+    return {
+        f"{file} {key}": value for file, keys in evidence.libvirt.settings.items() for key, value in keys.items()
+    } | {f"libvirt-guests {key}": value for key, value in evidence.guests.settings.items()}
+
+
+def _sysctls(evidence: Evidence) -> Items:
+    sysctls = evidence.tuning.sysctls.items()
+    return {name: f"live {_or_none(value.live)}, next boot {_or_none(value.next_boot)}" for name, value in sysctls}
+
+
+def _or_none(value: str | None) -> str:
+    return "none" if value is None else " ".join(value.split())
+
+
+def _network(network: Network) -> Items:
+    said = f"{'active' if network.active else 'inactive'}, {'autostart' if network.autostart else 'no autostart'}"
+    live = "" if network.live in ("", network.configured) else f"\nlive:\n{network.live}"
+    return {"": said, "definition": f"{network.configured}{live}"}
+
+
+def _networks(evidence: Evidence) -> Items:
+    found = {}
+    for name, network in evidence.network.networks.items():
+        for part, value in _network(network).items():
+            found[f"{name} {part}".strip()] = value
+    return found
+
+
+def _pool(pool: Pool) -> str:
+    words = [
+        "defined" if pool.defined else "not defined",
+        "active" if pool.active else "inactive",
+        "autostart" if pool.autostart else "no autostart",
+    ]
+    if pool.mode is not None:
+        words.append(f"{pool.owner}:{pool.group} {pool.mode:04o}")
+    facts = [f"{place}: {value}" for place, value in sorted(pool.configured.items())]
+    return ", ".join(words) + "".join(f"\n{fact}" for fact in facts)
+
+
+def _tuning(evidence: Evidence) -> Items:
+    found = evidence.tuning
+    told = {f"hugepages {size}": str(pages.pages) for size, pages in found.hugepages.items()}
+    told |= {f"thp {key}": value for key, value in found.thp.items()}
+    told |= {f"governor {name}": processors for name, processors in found.governors.items()}
+    told |= {
+        "ksm": found.ksm_run,
+        "tuned": found.tuned_profile,
+        "isolated": found.isolated,
+        "nohz_full": found.nohz_full,
+    }
+    told |= {f"at boot {path}": value for path, value in found.at_boot.items()}
+    return {name: value for name, value in told.items() if value}
+
+
+def _firewall(evidence: Evidence) -> Items:
+    found = evidence.security.firewall
+    told = {"backend": found.backend, "unit": found.unit, "rules": "\n".join(found.rules)}
+    told |= {f"set {name}": _list(values) for name, values in found.sets.items()}
+    return {name: value for name, value in told.items() if value}
+
+
+def _confinement(evidence: Evidence) -> Items:
+    found = evidence.security
+    told = {
+        "selinux": found.selinux,
+        "apparmor": "on" if found.apparmor else "off",
+        "polkit": "on" if found.polkit else "off",
+    }
+    told |= {f"boolean {name}": value for name, value in found.booleans.items()}
+    told |= {f"socket {path}": _access(state) for path, state in found.sockets.items()}
+    told |= {f"asks {daemon}": value for daemon, value in found.asks.items()}
+    return {name: value for name, value in told.items() if value}
+
+
+def _access(state: FileState) -> str:
+    return f"{state.owner}:{state.group} {state.mode:04o}" if state.exists else "absent"
+
+
+def _node(evidence: Evidence) -> Items:
+    node = evidence.kvm.node
+    return _one(f"{node.owner}:{node.group} {node.mode:04o}" if node.exists else "absent")
+
+
+def _bridges(evidence: Evidence) -> Items:
+    bridges = evidence.network.bridges.items()
+    return {name: _list(port for port in ports if not GUESTS_OWN.match(port)) for name, ports in bridges}
+
+
+def _hardware(evidence: Evidence) -> Items:
+    cpu, own = evidence.cpu, evidence.identity
+    told = {"cpu": f"{cpu.vendor} {cpu.model}, {cpu.threads} threads".strip(), "cpu flags": _list(own.flags)}
+    told |= {"memory": f"{own.memory_mib} MiB" if own.memory_mib else "", "machine": own.machine}
+    told |= {f"interface {name}": value for name, value in own.interfaces.items()}
+    return {name: value for name, value in told.items() if value}
+
+
+def _system(evidence: Evidence) -> Items:
+    system = evidence.system
+    told = {
+        "release": f"{system.os_id} {system.os_version}".strip(),
+        "kernel": system.kernel,
+        "hostname": system.hostname,
+    }
+    return {name: value for name, value in told.items() if value}
+
+
+def _contract(evidence: Evidence) -> Items:
+    """A line for each thing, so that what was edited can be read; it holds no secret."""
+    slot = evidence.contract
+    try:
+        return _one(msgspec.json.format(msgspec.json.encode(msgspec.json.decode(slot.text), order="sorted")).decode())
+    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
+        return _one(slot.text or slot.error or "empty")
+
+
+KINDS = (
+    Kind("contract", "contract", "host_contract", _contract),
+    Kind("system", "system", "", _system),
+    Kind("hardware", "identity", "", _hardware),
+    Kind(
+        "package",
+        "packages",
+        "libvirt",
+        lambda evidence: {n: v or "not installed" for n, v in evidence.packages.items()},
+    ),
+    Kind("file", "files", "host_contract", lambda evidence: {p: _file(state) for p, state in evidence.files.items()}),
+    Kind("module", "kernel", "kernel_modules", _modules),
+    Kind("option", "kernel", "kernel_modules", _options),
+    Kind("parameter", "kernel", "kernel_modules", _parameters),
+    Kind("blacklist", "kernel", "kernel_modules", lambda evidence: _one(_list(evidence.kernel.blacklisted))),
+    Kind("cmdline", "kernel", "kernel_modules", lambda evidence: _one(_arguments(evidence.kernel.cmdline))),
+    Kind(
+        "cmdline-next-boot",
+        "kernel",
+        "kernel_modules",
+        lambda evidence: _one(_arguments(evidence.kernel.next_boot.cmdline)),
+    ),
+    Kind("kvm-node", "kvm", "", _node),
+    Kind(
+        "qemu", "qemu", "qemu_kvm", lambda e: {"binary": e.qemu.binary or "absent", "firmware": _list(e.qemu.firmware)}
+    ),
+    Kind("unit", "libvirt", "libvirt", _units),
+    Kind("setting", "libvirt", "libvirt", _settings),
+    Kind("member", "members", "libvirt", lambda e: {group: _list(users) for group, users in e.members.items()}),
+    Kind("network", "network", "libvirt_networks", _networks),
+    Kind("bridge", "network", "libvirt_networks", _bridges),
+    Kind("pool", "storage", "libvirt_storage", lambda e: {name: _pool(pool) for name, pool in e.storage.pools.items()}),
+    Kind("sysctl", "tuning", "host_tuning", _sysctls),
+    Kind("tuning", "tuning", "host_tuning", _tuning),
+    Kind("security", "security", "libvirt_security", _confinement),
+    Kind("firewall", "security", "libvirt_security", _firewall),
+    Kind("listener", "security", "libvirt_remote", lambda e: {str(port): "open" for port in e.security.tcp}),
+    Kind(
+        "certificate",
+        "remote",
+        "libvirt_remote",
+        lambda e: {p: c.sha256 or c.error for p, c in e.remote.certificates.items()},
+    ),
+    Kind("autostart", "guests", "libvirt_guests", lambda e: _one(_list(e.guests.autostart))),
+)
+_BY_NAME = {kind.name: kind for kind in KINDS}

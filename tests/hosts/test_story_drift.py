@@ -1,0 +1,133 @@
+"""Drift on two real hosts: none on one that nobody touched, also after a boot, and of what was touched the right item.
+
+The tests of this file tell one story in order.
+"""
+
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.hosts
+
+HOST, OTHER = "story-1", "story-2"  # Debian 12 and Debian 13
+LOOKS = 20
+WISHES = json.dumps(
+    {
+        "libvirt_networks": [{"name": "watched", "subnet": "10.77.5.0/24"}],
+        "host_tuning_sysctls": {"vm.dirty_ratio": 15},
+    }
+)
+
+
+@pytest.fixture
+def drift(kvmfleet, inventory):
+    """Looks for drift; gives the exit code and the hosts of the report by name."""
+
+    def run(*arguments, variables=WISHES):
+        done = kvmfleet("drift", "-i", inventory, "-e", variables, "--json", *arguments)
+        assert done.stdout, done.stderr
+        return done.returncode, {host["host"]: host for host in json.loads(done.stdout)["hosts"]}
+
+    return run
+
+
+def provision(kvmfleet, inventory, *arguments):
+    done = kvmfleet("provision", "-i", inventory, "-e", WISHES, "--boot", "proof", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def snapshots(environment):
+    """How many different ones the history holds of each host."""
+    with sqlite3.connect(Path(environment["KVMFLEET_STATE_DIR"]) / "history.sqlite3") as history:
+        rows = history.execute(
+            "select host, count(distinct snapshot_id) from watches where state = 'in-sync' group by host"
+        )
+        return dict(rows)
+
+
+def test_a_host_that_is_no_longer_what_it_was_told_is_pending_until_it_is_provisioned(kvmfleet, inventory, drift):
+    kvmfleet("lab", "up", "story", "--boot", "proof")  # whatever the stories before left
+    _, hosts = drift(variables='{"kvmfleet_profile": "production"}')
+    assert {host["pending"] for host in hosts.values()} == {True}
+    provision(kvmfleet, inventory)
+    assert drift()[0] == 0
+
+
+def test_untouched_hosts_give_one_snapshot_also_after_a_boot(kvmfleet, inventory, drift, environment):
+    for look in range(LOOKS):
+        if look == LOOKS // 2:
+            for host in (HOST, OTHER):
+                assert kvmfleet("lab", "reboot", host).returncode == 0
+        code, hosts = drift()
+        assert code == 0, {name: host["items"] for name, host in hosts.items()}
+    assert snapshots(environment) == {HOST: 1, OTHER: 1}
+
+
+LIGHTER = """
+set -e; cd /root; rm -rf lighter; mkdir lighter; cd lighter
+apt-get download -q swtpm-tools >/dev/null; dpkg-deb -R ./*.deb tree
+sed -i "s/^Version: .*/Version: 0.0.1/" tree/DEBIAN/control
+dpkg-deb -b tree old.deb >/dev/null; dpkg --force-downgrade -i old.deb >/dev/null
+"""
+
+TOUCHES = {  # what somebody does on the host -> the item that names it, and its owner
+    "edits qemu.conf": ("echo max_queued = 3 >> /etc/libvirt/qemu.conf", "file:/etc/libvirt/qemu.conf", "libvirt"),
+    "removes a package": ("dpkg --purge --force-depends ovmf", "package:ovmf", "libvirt"),
+    "downgrades a package": (LIGHTER, "package:swtpm-tools", "libvirt"),
+    "stops a socket": ("systemctl stop libvirtd-ro.socket", "unit:libvirtd-ro.socket", "libvirt"),
+    "changes a sysctl": (
+        "echo vm.dirty_ratio = 33 > /etc/sysctl.d/99-somebody.conf",
+        "sysctl:vm.dirty_ratio",
+        "host_tuning",
+    ),
+    "edits a network": ("virsh net-autostart watched --disable", "network:watched", "libvirt_networks"),
+    "adds a member": ("usermod -aG libvirt games", "member:libvirt", "libvirt"),
+    "edits the contract": ("sed -i s/monolithic/modular/ /etc/kvmfleet/contract.json", "contract", "host_contract"),
+}
+
+
+def test_each_thing_that_somebody_does_is_one_item_with_its_owner_and_since_when(kvmfleet, inventory, drift, on):
+    for command, _, _ in TOUCHES.values():
+        done = kvmfleet("lab", "ssh", HOST, "sudo", "sh", "-c", f"'{command}'")
+        assert done.returncode == 0, done.stderr
+    code, hosts = drift()
+    assert code == 2
+    assert (hosts[OTHER]["state"], hosts[HOST]["state"]) == ("in-sync", "drifted")
+    found = {item["item"]: item for item in hosts[HOST]["items"]}
+    for what, (_, item, owner) in TOUCHES.items():
+        assert item in found, (what, sorted(found))
+        assert (found[item]["owner"], found[item]["since_s"] > 0) == (owner, True), what
+        assert found[item]["expected"] != found[item]["seen"]
+    firmware = {"qemu:firmware"}  # what the package brought
+    assert set(found) - {item for _, item, _ in TOUCHES.values()} <= firmware
+    _, again = drift()
+    assert {i["item"]: i["since_s"] for i in again[HOST]["items"]} == {name: i["since_s"] for name, i in found.items()}
+
+
+def test_what_is_accepted_is_how_the_host_should_be_and_who_said_so_stays_known(kvmfleet, drift):
+    done = kvmfleet("drift", "accept", HOST, "member:libvirt", "--reason", "plays with guests")
+    assert done.returncode == 0, done.stderr
+    _, hosts = drift()
+    assert "member:libvirt" not in {item["item"] for item in hosts[HOST]["items"]}
+    past = json.loads(kvmfleet("history", HOST, "--json").stdout)
+    assert [(one["item"], one["reason"]) for one in past["accepted"]] == [("member:libvirt", "plays with guests")]
+
+
+def test_provision_heals_and_makes_the_host_its_own_baseline_again(kvmfleet, inventory, drift, on):
+    on(HOST, "apt-get install -y --allow-downgrades swtpm-tools >/dev/null; gpasswd -d games libvirt")
+    on(HOST, "rm /etc/sysctl.d/99-somebody.conf; sed -i /max_queued/d /etc/libvirt/qemu.conf")
+    provision(kvmfleet, inventory, "-l", HOST)
+    code, hosts = drift()
+    assert code == 0, hosts[HOST]["items"]
+
+
+def test_a_host_that_is_down_is_unreachable_and_in_sync_when_it_is_back(kvmfleet, inventory, drift):
+    done = kvmfleet(
+        "drift", "-i", inventory, "-e", "ansible_host=127.0.0.1", "-e", "ansible_port=9", "-l", HOST, "--json"
+    )
+    assert done.returncode == 1
+    (host,) = json.loads(done.stdout)["hosts"]
+    assert host["state"] == "unreachable"
+    assert drift()[0] == 0

@@ -1,0 +1,87 @@
+"""From what a host was and what it is to one word and a list."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from evidence import host
+
+from orchestrator import drift, snapshot
+from orchestrator.drift import Baseline
+from orchestrator.model import Collected, Drift, HostDrift
+
+VERSION = "1.0"
+
+
+def baseline(patch: Any = None, **more: str) -> Baseline:
+    items = {**snapshot.take(host()).items, **(patch or {})}
+    return Baseline(
+        {k: v for k, v in items.items() if v is not None}, more.get("intent", "9f2c"), more.get("version", VERSION)
+    )
+
+
+def judged(evidence: Any = None, was: Baseline | None = None, intent: str = "9f2c") -> HostDrift:
+    return drift.judge(Collected("hv1", "ssh", host(evidence)), was or baseline(), intent=intent, version=VERSION)
+
+
+def test_an_untouched_host_is_in_sync() -> None:
+    assert judged() == HostDrift("hv1", "in-sync")
+
+
+def test_drift_names_what_was_expected_and_what_is_seen() -> None:
+    found = judged({"packages": {"qemu-system-x86": "1:7.1"}})
+    assert found.state == "drifted"
+    assert found.items == (Drift("package:qemu-system-x86", "1:7.2+dfsg-7+deb12u13", "1:7.1"),)
+
+
+def test_what_came_and_what_went_are_items() -> None:
+    found = judged(was=baseline({"listener:16514": None, "sysctl:vm.swappiness": "live 10, next boot 10"}))
+    assert found.items == (
+        Drift("listener:16514", None, "open"),
+        Drift("sysctl:vm.swappiness", "live 10, next boot 10", None),
+    )
+
+
+def test_another_intent_is_pending_and_drift_beside_it_stays_drift() -> None:
+    assert (judged(intent="other").state, judged(intent="other").pending) == ("pending", True)
+    found = judged({"packages": {"qemu-system-x86": ""}}, intent="other")
+    assert (found.state, found.pending) == ("drifted", True)
+
+
+def test_a_baseline_of_the_bare_playbook_knows_no_intent() -> None:
+    assert judged(was=baseline(intent="")).state == "in-sync"
+
+
+@pytest.mark.parametrize(("unreachable", "state"), [(True, "unreachable"), (False, "unknown")])
+def test_a_silent_host_is_never_in_sync(unreachable: bool, state: str) -> None:
+    silent = Collected("hv1", "ssh", problem="refused", hint="Look.", unreachable=unreachable)
+    found = drift.judge(silent, baseline(), intent="9f2c", version=VERSION)
+    assert (found.state, found.problem, found.hint) == (state, "refused", "Look.")
+
+
+def test_without_a_baseline_there_is_nothing_to_compare_with() -> None:
+    strange = drift.judge(Collected("hv1", "ssh", host()), None, intent="x", version=VERSION)
+    assert strange.state == "never-provisioned"
+    assert "another controller's" in strange.problem
+    bare = drift.judge(Collected("hv1", "ssh", host({"contract": {"text": ""}})), None, intent="x", version=VERSION)
+    assert bare.problem == "it was never provisioned"
+
+
+def test_what_could_not_be_looked_at_is_not_in_sync_and_no_drift_either() -> None:
+    found = judged({"errors": {"packages": "not done after 20 s"}, "packages": {"qemu-system-x86": None}})
+    assert (found.state, found.items) == ("unknown", ())
+    assert "packages: not done after 20 s" in found.problem
+    both = judged({"errors": {"packages": "late"}, "members": {"libvirt": []}})
+    assert (both.state, [item.item for item in both.items], both.problem) == (
+        "drifted",
+        ["member:libvirt"],
+        "packages: late",
+    )
+
+
+def test_what_an_older_kvmfleet_did_not_look_at_is_no_drift_after_the_upgrade() -> None:
+    unknown = {name: None for name in snapshot.take(host()).items if name.startswith("member:")}
+    assert judged(was=baseline(unknown, version="0.9")).state == "in-sync"
+    assert judged(was=baseline(unknown)).state == "drifted"
+    assert judged(was=baseline({"of a newer version:x": "y"}, version="2.0")).state == "in-sync"

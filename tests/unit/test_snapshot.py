@@ -1,0 +1,143 @@
+"""Two looks at a host that nobody touched give one snapshot; whatever somebody touches changes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from evidence import host
+
+from orchestrator import snapshot
+
+TUNED: dict[str, Any] = {
+    "tuning": {
+        "sysctls": {"vm.swappiness": {"live": "10", "next_boot": "10"}},
+        "hugepages": {"2M": {"pages": 16, "free": 4}},
+        "ksm_run": "0",
+    },
+    "storage": {
+        "pools": {"images": {"defined": True, "active": True, "configured": {"type": "dir"}, "available_mib": 7}}
+    },
+    "identity": {
+        "machine": "m",
+        "flags": ["vmx"],
+        "memory_mib": 65536,
+        "interfaces": {"eth0": "52:54:00:00:00:01 igb"},
+    },
+}
+
+
+def items(patch: Any = None) -> dict[str, str]:
+    from evidence import merged
+
+    return snapshot.take(host(merged(TUNED, patch or {}))).items
+
+
+VOLATILE: dict[str, Any] = {
+    "another look": {"collected_at_s": 1760000000.0, "duration_ms": 99.0},
+    "a boot": {
+        "system": {"boot_id": "other"},
+        "kernel": {"cmdline": "BOOT_IMAGE=/vmlinuz-other root=/dev/sda1 ro quiet intel_iommu=on"},
+    },
+    "guests": {"security": {"guests": []}, "network": {"bridges": {"br0": ["eth0", "vnet7", "vnet8"]}}},
+    "an idle daemon": {"libvirt": {"units": {"libvirtd.service": {"active": "active"}}}},
+    "use": {
+        "tuning": {"hugepages": {"2M": {"free": 0}}, "ksm_sharing": 9},
+        "storage": {"pools": {"images": {"available_mib": 1}}},
+    },
+    "how deep the proof went": {"guest": {"outcome": "skipped"}, "kvm": {"execution": {"duration_ms": 1.0}}},
+}
+
+
+@pytest.mark.parametrize("what", VOLATILE)
+def test_what_changes_by_itself_is_not_in_it(what: str) -> None:
+    assert items(VOLATILE[what]) == items()
+
+
+TOUCHED: dict[str, tuple[Any, str]] = {
+    "package": ({"packages": {"qemu-system-x86": "1:7.0"}}, "package:qemu-system-x86"),
+    "package gone": ({"packages": {"qemu-system-x86": ""}}, "package:qemu-system-x86"),
+    "file": (
+        {"files": {"/etc/modules-load.d/kvmfleet.conf": {"mode": 0o666}}},
+        "file:/etc/modules-load.d/kvmfleet.conf",
+    ),
+    "configured option": (
+        {"kernel": {"configured_options": {"kvm_intel": {"nested": "0"}}}},
+        "option:kvm_intel.nested",
+    ),
+    "option": ({"kernel": {"modules": {"kvm_intel": {"params": {"nested": "N"}}}}}, "parameter:kvm_intel.nested"),
+    "module": ({"kernel": {"modules": {"tun": {"state": "absent"}}}}, "module:tun"),
+    "arguments": ({"kernel": {"cmdline": "root=/dev/sda1 mitigations=off"}}, "cmdline"),
+    "next boot": ({"kernel": {"next_boot": {"cmdline": "quiet"}}}, "cmdline-next-boot"),
+    "socket": ({"libvirt": {"units": {"libvirtd.socket": {"active": "inactive"}}}}, "unit:libvirtd.socket"),
+    "masked": ({"libvirt": {"units": {"libvirtd.service": {"enabled": "masked"}}}}, "unit:libvirtd.service"),
+    "setting": (
+        {"libvirt": {"settings": {"qemu.conf": {"seccomp_sandbox": "0"}}}},
+        "setting:qemu.conf seccomp_sandbox",
+    ),
+    "member": ({"members": {"libvirt": ["operator", "mallory"]}}, "member:libvirt"),
+    "network": ({"network": {"networks": {"lab": {"configured": "<network/>"}}}}, "network:lab definition"),
+    "network stopped": ({"network": {"networks": {"lab": {"active": False}}}}, "network:lab"),
+    "bridge": ({"network": {"bridges": {"br0": ["eth1"]}}}, "bridge:br0"),
+    "pool": ({"storage": {"pools": {"images": {"autostart": True}}}}, "pool:images"),
+    "sysctl": ({"tuning": {"sysctls": {"vm.swappiness": {"live": "60"}}}}, "sysctl:vm.swappiness"),
+    "hugepages": ({"tuning": {"hugepages": {"2M": {"pages": 8}}}}, "tuning:hugepages 2M"),
+    "ksm": ({"tuning": {"ksm_run": "1"}}, "tuning:ksm"),
+    "listener": ({"security": {"tcp": [16514, 16509]}}, "listener:16509"),
+    "firewall": ({"security": {"firewall": {"rules": []}}}, "firewall:rules"),
+    "confinement": ({"security": {"apparmor": False}}, "security:apparmor"),
+    "node": ({"kvm": {"node": {"mode": 0o666}}}, "kvm-node"),
+    "memory": ({"identity": {"memory_mib": 32768}}, "hardware:memory"),
+    "interface": ({"identity": {"interfaces": {"eth0": None}}}, "hardware:interface eth0"),
+    "kernel": ({"system": {"kernel": "6.1.0-40-amd64"}}, "system:kernel"),
+    "contract": ({"contract": {"text": "{}"}}, "contract"),
+}
+
+
+@pytest.mark.parametrize("what", TOUCHED)
+def test_what_somebody_touches_is_one_item_of_it(what: str) -> None:
+    patch, item = TOUCHED[what]
+    before, after = items(), items(patch)
+    assert [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)] == [item]
+
+
+def test_every_kind_was_seen_changing() -> None:
+    seen = {item.partition(":")[0] for _, item in TOUCHED.values()}
+    assert {kind.name for kind in snapshot.KINDS} - seen <= {"qemu", "blacklist", "certificate", "autostart"}
+
+
+def test_a_section_that_was_not_collected_has_no_items_and_says_so() -> None:
+    taken = snapshot.take(
+        host({"errors": {"packages": "not done after 20 s"}, "network": {"error": "libvirt is gone"}})
+    )
+    assert taken.blind == {"packages": "not done after 20 s", "network": "libvirt is gone"}
+    assert not [name for name in taken.items if name.startswith(("package:", "network:", "bridge:"))]
+
+
+def test_without_root_most_of_it_is_not_known() -> None:
+    assert "collected as user 1000" in snapshot.take(host({"system": {"uid": 1000}})).blind["system"]
+
+
+def test_owners_are_roles_that_there_are() -> None:
+    from orchestrator import paths
+
+    roles = {path.name for path in (paths.content() / "roles").iterdir()}
+    owners = {kind.owner for kind in snapshot.KINDS} | {role for _, role in snapshot.FILE_OWNERS}
+    assert owners - {""} <= roles
+    assert snapshot.owner("file:/etc/modprobe.d/kvmfleet.conf") == "kernel_modules"
+    assert snapshot.owner("file:/etc/kvmfleet/x") == "host_contract"
+    assert snapshot.owner("hardware:cpu") == ""
+    assert snapshot.owner("of another version:x") == ""
+
+
+def test_a_contract_that_is_no_document_is_an_item_all_the_same() -> None:
+    assert items({"contract": {"text": "{"}})["contract"] == "{"
+    assert items({"contract": {"text": "", "error": "absent"}})["contract"] == "absent"
+
+
+def test_sections_are_those_of_the_evidence() -> None:
+    from orchestrator.model import Evidence
+
+    known = {field.name for field in msgspec.structs.fields(Evidence)}
+    assert {kind.section for kind in snapshot.KINDS} <= known
