@@ -60,6 +60,7 @@ __all__ = [
     "HugepagesWish",
     "TuningWish",
     "FirewallWish",
+    "Confidential",
     "SecurityWish",
     "CertificateWish",
     "RemoteWish",
@@ -604,6 +605,10 @@ class CertificateWish(msgspec.Struct, frozen=True):
     certificate: Short
     key: Short
     owner: Short = "root"
+Confidential = Literal["sev", "sev-es", "sev-snp", "tdx"]
+"""What keeps a guest's memory from its host."""
+
+
 
 
 class RemoteWish(msgspec.Struct, frozen=True):
@@ -614,6 +619,8 @@ class RemoteWish(msgspec.Struct, frozen=True):
     peers: Names = ()  # that must answer this host
     sockets: Names = ()
     addresses: Names = ()  # to listen on; empty for all
+    cpu_baseline: Literal["", "x86-64-v2", "x86-64-v3", "x86-64-v4"] = ""  # that guests count on
+    confidential: Annotated[tuple[Confidential, ...], msgspec.Meta(max_length=4)] = ()
     port: int = 16514
     ca_sha256: Short = ""  # "" where the CA is not the fleet's
     certificates: Annotated[tuple[CertificateWish, ...], msgspec.Meta(max_length=32)] = ()

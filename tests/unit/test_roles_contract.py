@@ -106,6 +106,8 @@ CASES: dict[str, dict[str, Any]] = {
         "kernel_modules_cmdline": ["intel_iommu=on", "isolcpus=2-7,10"],
         "kernel_modules_other_arguments": ["intel_iommu=on", "iommu=pt"],
         "qemu_kvm_extra_packages": ["qemu-block-extra"],
+        "qemu_kvm_cpu_baseline": "x86-64-v3",
+        "qemu_kvm_confidential_guests": ["sev-snp"],
         "libvirt_extra_packages": ["lvm2"],
         "libvirt_qemu_settings": {"user": "guests", "max_files": 32768, "vnc_password": "geheim"},
         "libvirt_daemon_settings": {"max_clients": 500},
@@ -133,6 +135,9 @@ CASES: dict[str, dict[str, Any]] = {
             "uris": ["here"],
         }
     },
+    "baseline-on-arm": {"facts": DEBIAN | {"architecture": "aarch64"}, "qemu_kvm_cpu_baseline": "x86-64-v3"},
+    "bad-baseline": {"qemu_kvm_cpu_baseline": "v3"},
+    "bad-confidential": {"qemu_kvm_confidential_guests": ["sgx"]},
     "unknown-policy": {"libvirt_guests_policy": {"shutdown": "now"}},
     "container": {"facts": DEBIAN | {"tech": ["container", "docker"]}, "kernel_modules_cmdline": ["hugepages=8"]},
     "guarded": {
@@ -293,6 +298,7 @@ def test_the_contract_holds_the_resolved_variables(answers: dict[str, dict[str, 
     decoded = contract(answers, "configured")
     assert (decoded.profile, decoded.intent_digest) == ("multi-tenant", "abc")
     assert decoded.modules["kvm"].options == {"halt_poll_ns": "0", "ignore_msrs": "1"}
+    assert (decoded.qemu.cpu_baseline, decoded.qemu.confidential) == ("x86-64-v3", ("sev-snp",))
     assert contract(answers, "Debian_13").modules["kvm_intel"].options == {"nested": "1"}
     assert "kvm_amd" not in decoded.modules
     assert all(decoded.modules[name].required for name in ("kvm", "kvm_intel", "vhost_net", "vhost_vsock", "tun"))
@@ -440,6 +446,9 @@ def test_a_container_need_not_have_the_modules_and_the_arguments(answers: dict[s
         ("wrong-passphrase", ["wrong passphrase (libvirt_remote_ca_passphrase)"]),
         ("unknown-platform", ["Debian 11.2", "no table", "Debian_12, Debian_13", "add a table"]),
         ("unknown-architecture", ["s390x", "x86_64 and aarch64"]),
+        ("baseline-on-arm", ["qemu_kvm_cpu_baseline is x86-64-v3", "aarch64"]),
+        ("bad-baseline", ["qemu_kvm_cpu_baseline must be one of", "x86-64-v2, x86-64-v3, x86-64-v4", "got: v3"]),
+        ("bad-confidential", ["qemu_kvm_confidential_guests must be one or more of: sev, sev-es, sev-snp, tdx", "sgx"]),
         ("el8", ["Python 3.6", "dnf install qemu-kvm", "qemu_kvm_install to false"]),
         ("no-flags", ["vmx nor svm", "firmware", "power the machine off and on", "lab"]),
         ("no-node-in-container", ["in this container", "of its host"]),
