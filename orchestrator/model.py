@@ -18,6 +18,8 @@ __all__ = [
     "Depth",
     "Boot",
     "System",
+    "CpuKind",
+    "Firmware",
     "Cpu",
     "Module",
     "NextBoot",
@@ -30,6 +32,9 @@ __all__ = [
     "Qemu",
     "Unit",
     "Libvirt",
+    "NumaNode",
+    "Memory",
+    "Iommu",
     "PoolUse",
     "Pool",
     "Storage",
@@ -55,12 +60,12 @@ __all__ = [
     "FileWish",
     "LibvirtWish",
     "NetworkWish",
+    "Confidential",
     "QemuWish",
     "PoolWish",
     "HugepagesWish",
     "TuningWish",
     "FirewallWish",
-    "Confidential",
     "SecurityWish",
     "CertificateWish",
     "RemoteWish",
@@ -123,13 +128,38 @@ class System(msgspec.Struct, frozen=True):
     python: Short = ""
 
 
+class CpuKind(msgspec.Struct, frozen=True):
+    """Processors that are alike."""
+
+    cpus: Text = ""  # such as 0-63,128-191
+    id: Short = ""  # vendor, family, model and stepping; on ARM implementer, part, variant and revision
+    microcode: Short = ""  # revision, "" where the kernel tells none
+    lacks: Names = ()  # flags that other processors of this machine have
+
+
+class Firmware(msgspec.Struct, frozen=True):
+    """What tells whether the firmware leaves virtualization to the kernel."""
+
+    registers: Table = {}  # value of IA32_FEATURE_CONTROL or VM_CR, such as 0x5 -> processors; {} where unreadable
+    log: Literal["", "whole", "part"] = ""  # how much of the kernel's log since the boot was read, "" for nothing
+    complaint: Text = ""  # the line in which the kernel says that the firmware has it off
+
+
 class Cpu(msgspec.Struct, frozen=True):
-    """What /proc/cpuinfo says."""
+    """What /proc/cpuinfo and /sys/devices/system/cpu say. 256 processors that are alike are one kind."""
 
     vendor: Short = ""
     model: Short = ""
     threads: int = 0
-    flags: Names = ()  # only those that virtualization is about: vmx svm ept npt unrestricted_guest hypervisor ...
+    flags: Names = ()  # of any processor, only those that virtualization and the baselines are about
+    kinds: Annotated[tuple[CpuKind, ...], msgspec.Meta(max_length=16)] = ()
+    kind_count: int = 0
+    hybrid: Table = {}  # core, atom, lowpower -> processors, where the kernel tells types of cores apart
+    present: Text = ""
+    online: Text = ""
+    smt: Short = ""  # on, off, forceoff, notsupported; "" where the kernel does not tell
+    old_microcode: Text = ""  # the kernel's own word, "" before Linux 6.16
+    firmware: Firmware = Firmware()
 
 
 class Module(msgspec.Struct, frozen=True):
@@ -161,6 +191,8 @@ class Kernel(msgspec.Struct, frozen=True):
     next_boot: NextBoot = NextBoot()
     lockdown: Short = ""
     can_load: bool = False  # CAP_SYS_MODULE and not in a container
+    devices: Table = {}  # node of a module that is here -> errno of opening it, "" when it opens
+    hypervisors: Names | None = None  # others than KVM: modules, and xen for its dom0; None where none could be seen
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -215,6 +247,9 @@ class Kvm(msgspec.Struct, frozen=True):
     execution: Execution = Execution()
     speed: Speed = Speed()
     open_as: OpenAs = OpenAs()
+    capabilities: Annotated[dict[Short, int], msgspec.Meta(max_length=64)] = {}  # of KVM_CHECK_EXTENSION
+    users: Annotated[dict[Short, OpenAs], msgspec.Meta(max_length=32)] = {}  # of the contract
+    sev: bool = False  # /dev/sev is a device
 
 
 class Qemu(msgspec.Struct, frozen=True):
@@ -250,6 +285,43 @@ class Libvirt(msgspec.Struct, frozen=True):
     confined_by: Names = ()  # security models of the capabilities: selinux, apparmor, dac, none
     settings: Annotated[dict[Short, Table], msgspec.Meta(max_length=64)] = {}  # file -> key -> value, comments dropped
     stale: Names = ()  # daemons whose configuration is newer than their start
+
+
+class NumaNode(msgspec.Struct, frozen=True):
+    """Processors and the memory that is next to them."""
+
+    cpus: Text = ""
+    memory_mib: int = 0
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """The host's memory. None is what the kernel does not tell."""
+
+    total_mib: int | None = None
+    available_mib: int | None = None
+    hugepages_mib: int = 0  # reserved, so not available
+    swap_mib: int | None = None
+    swap_free_mib: int | None = None
+    zswap: bool = False
+    overcommit: Short = ""  # vm.overcommit_memory: 0 guessed, 1 always, 2 never beyond the limit
+    committed_mib: int | None = None
+    commit_limit_mib: int | None = None
+    stalled_percent: float | None = None  # of the last minute, in which every process waited for memory
+    failed_kib: int | None = None  # that the kernel took out of use
+    controllers: int = 0  # that count errors
+    corrected: int = 0  # errors since the boot
+    uncorrected: int = 0
+    failing: Names = ()  # memory modules with uncorrected errors, as far as they have names
+    nodes: Annotated[dict[Short, NumaNode], msgspec.Meta(max_length=256)] = {}
+
+
+class Iommu(msgspec.Struct, frozen=True):
+    """Whether devices can be handed to guests, and which are."""
+
+    units: int = 0
+    groups: int = 0
+    handed_out: Annotated[dict[Short, Names], msgspec.Meta(max_length=256)] = {}
+    """Groups with a device for guests -> "ADDRESS DRIVER" of each device in it, without bridges."""
 
 
 class PoolUse(msgspec.Struct, frozen=True):
@@ -486,6 +558,8 @@ class Evidence(msgspec.Struct, frozen=True):
     windows: Windows = Windows()
     guest: Guest = Guest()
     tuning: Tuning = Tuning()
+    memory: Memory = Memory()
+    iommu: Iommu = Iommu()
     guests: GuestsPolicy = GuestsPolicy()
     packages: Table = {}  # those the contract names: name -> version, "" when not installed
     files: Annotated[dict[Short, FileState], msgspec.Meta(max_length=512)] = {}
@@ -531,6 +605,10 @@ class NetworkWish(msgspec.Struct, frozen=True):
     autostart: bool = True
 
 
+Confidential = Literal["sev", "sev-es", "sev-snp", "tdx"]
+"""What keeps a guest's memory from its host."""
+
+
 class QemuWish(msgspec.Struct, frozen=True):
     """The emulator that libvirt starts, and as whom."""
 
@@ -541,6 +619,8 @@ class QemuWish(msgspec.Struct, frozen=True):
     firmware: bool = True
     swtpm: bool = True
     windows: bool = False  # Windows guests are meant to run here
+    cpu_baseline: Literal["", "x86-64-v2", "x86-64-v3", "x86-64-v4"] = ""  # that guests count on
+    confidential: Annotated[tuple[Confidential, ...], msgspec.Meta(max_length=4)] = ()
 
 
 class PoolWish(msgspec.Struct, frozen=True):
@@ -605,10 +685,6 @@ class CertificateWish(msgspec.Struct, frozen=True):
     certificate: Short
     key: Short
     owner: Short = "root"
-Confidential = Literal["sev", "sev-es", "sev-snp", "tdx"]
-"""What keeps a guest's memory from its host."""
-
-
 
 
 class RemoteWish(msgspec.Struct, frozen=True):
@@ -619,8 +695,6 @@ class RemoteWish(msgspec.Struct, frozen=True):
     peers: Names = ()  # that must answer this host
     sockets: Names = ()
     addresses: Names = ()  # to listen on; empty for all
-    cpu_baseline: Literal["", "x86-64-v2", "x86-64-v3", "x86-64-v4"] = ""  # that guests count on
-    confidential: Annotated[tuple[Confidential, ...], msgspec.Meta(max_length=4)] = ()
     port: int = 16514
     ca_sha256: Short = ""  # "" where the CA is not the fleet's
     certificates: Annotated[tuple[CertificateWish, ...], msgspec.Meta(max_length=32)] = ()

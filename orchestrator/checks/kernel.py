@@ -31,6 +31,7 @@ def _how_to_load(case: Case, name: str) -> str:
     "The kernel has KVM",
     sections=("kernel", "system"),
     requires=("cpu.extensions",),
+    explained_by=("cpu.conflicts", "cpu.firmware", "cpu.flags_everywhere"),
     lab_warns=True,
     proves="KVM and the part of it for this processor are in the running kernel.",
     how="/proc/modules, /sys/module and /proc/misc, because builtin modules show only in some of them.",
@@ -236,4 +237,47 @@ vhost_net = _device("vhost_net", "network packets of guests are moved inside the
 vhost_vsock = _device("vhost_vsock", "sockets between a guest and its host", required=False)
 tun = _device("tun", "network interfaces of guests", required=True)
 
-CHECKS = (module, persist, options, cmdline, reboot, vhost_net, vhost_vsock, tun)
+
+# What does without the device: libvirt moves packets in QEMU instead, and only guests that ask for it get a vsock.
+SPARED = ("/dev/vhost-net", "/dev/vhost-vsock")
+# The kernel makes a node once, when its module is loaded; udev makes none.
+MAKING = {
+    "/dev/net/tun": "mknod -m 0666 /dev/net/tun c 10 200",
+    "/dev/vhost-net": "mknod -m 0660 /dev/vhost-net c 10 238 && chgrp kvm /dev/vhost-net",
+    "/dev/vhost-vsock": "mknod -m 0660 /dev/vhost-vsock c 10 241 && chgrp kvm /dev/vhost-vsock",
+}
+
+
+@check(
+    "kernel.devices",
+    "The devices of these modules open",
+    sections=("kernel", "system"),
+    explained_by=("host.evidence",),
+    proves="libvirt can open what it makes network interfaces and sockets of guests from.",
+    how="open(2) of /dev/net/tun, /dev/vhost-net and /dev/vhost-vsock, each where its module is in the kernel: a node "
+    "alone may be static, and opening it would load the module.",
+    todo="A node that was removed comes back with `mknod`, or when its module is loaded anew. In a container, pass it "
+    "in and allow it in the cgroup.",
+)
+def devices(case: Case) -> Finding:
+    found = {node: errno for node, errno in case.evidence.kernel.devices.items() if node in MAKING}
+    container = case.evidence.system.container
+    shut = {node: errno for node, errno in found.items() if errno}
+    if not found:
+        return not_applicable("none of their modules is in the kernel")
+    kept = sorted(node for node in shut if node in SPARED and container)
+    broken = sorted(set(shut) - set(kept))
+    if broken:
+        verdict: Callable[..., Finding] = warned if set(broken) <= set(SPARED) else failed
+        seen = ", ".join(f"{node}: {shut[node]}" for node in broken)
+        fix = "Pass it into the container, and allow it there." if container else f"Run `{MAKING[broken[0]]}`."
+        if any(shut[node] == "ENODEV" for node in broken):
+            fix = f"Find out what hides the device: `findmnt {broken[0]}`, `ls -l {broken[0]}`."
+        elif any(shut[node] != "ENOENT" for node in broken):
+            fix = f"Find out what keeps root out: `ls -l {broken[0]}`, and DeviceAllow= of the unit or container."
+        return verdict(f"does not open: {seen}", expected="opens", seen=seen, fix=fix)
+    opened = ", ".join(sorted(set(found) - set(kept))) or "none"
+    return passed(f"opens: {opened}" + (f"; not handed to this container: {', '.join(kept)}" if kept else ""))
+
+
+CHECKS = (module, persist, options, cmdline, reboot, vhost_net, vhost_vsock, tun, devices)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.checks.registry import Case, check, failed, not_applicable, passed, warned
+from orchestrator.checks.registry import Case, check, failed, not_applicable, passed, undecided, warned
 from orchestrator.model import Finding
 
 REASONS = {
@@ -13,6 +13,14 @@ REASONS = {
     "EPERM": "Allow the device 10:232 for this container or unit (DeviceAllow=/dev/kvm rw).",
     "EBUSY": "Another hypervisor (VirtualBox, VMware) holds the processor's virtualization: stop it.",
     "ENOMEM": "Free memory on the host.",
+}
+NEEDED = ("USER_MEMORY", "DESTROY_MEMORY_REGION_WORKS", "JOIN_MEMORY_REGIONS_WORKS")
+USEFUL = {
+    "x86_64": (
+        *("IRQCHIP", "IRQ_ROUTING", "SIGNAL_MSI", "IRQFD", "IOEVENTFD", "IOEVENTFD_ANY_LENGTH"),
+        *("READONLY_MEM", "SYNC_MMU", "INTERNAL_ERROR_DATA", "IMMEDIATE_EXIT"),
+    ),
+    "aarch64": ("IRQCHIP", "IRQFD", "IOEVENTFD", "READONLY_MEM", "SYNC_MMU", "IMMEDIATE_EXIT"),
 }
 LOOK = "Read `dmesg | grep -i kvm`; it names what KVM does not support."
 
@@ -89,10 +97,62 @@ def api(case: Case) -> Finding:
 
 
 @check(
+    "kvm.capabilities",
+    "KVM offers what QEMU needs",
+    sections=("kvm", "system"),
+    requires=("kvm.api",),
+    proves="QEMU starts with this kernel's KVM, and keeps interrupts and notifications of guests inside the kernel.",
+    how="The ioctl KVM_CHECK_EXTENSION. Without the capabilities for memory no QEMU starts, which is a failure; "
+    "without those for interrupts, eventfds and read-only memory guests are slow or lack UEFI's variables, which is "
+    "a warning.",
+    todo="Boot the distribution's own kernel: one that was built or patched by hand left something out.",
+)
+def capabilities(case: Case) -> Finding:
+    found = case.evidence.kvm.capabilities
+    if not found:
+        return undecided("the capabilities were not read", fix="Run `kvmfleet validate` again.")
+    useful = USEFUL.get(case.evidence.system.arch, ())
+    missing = [name for name in NEEDED if found.get(name, 0) <= 0]
+    poorer = [name for name in useful if found.get(name, 0) <= 0]
+    fix = "Boot the distribution's own kernel, or a newer one."
+    if missing:
+        seen = f"without {', '.join(missing + poorer)}"
+        return failed(f"no QEMU starts: KVM lacks {', '.join(missing)}", expected="all of it", seen=seen, fix=fix)
+    if poorer:
+        seen = f"without {', '.join(poorer)}"
+        return warned(f"guests are worse off: KVM lacks {', '.join(poorer)}", expected="all of it", seen=seen, fix=fix)
+    return passed(f"all {len(NEEDED) + len(useful)} that were asked for")
+
+
+@check(
+    "kvm.vcpus",
+    "A guest may be as large as the host",
+    sections=("kvm", "cpu"),
+    requires=("kvm.api",),
+    proves="KVM lets one guest have as many processors as the host has.",
+    how="KVM_CAP_MAX_VCPUS against the processors in /proc/cpuinfo.",
+    todo="Nothing, where no guest is meant to be that large. Otherwise boot a newer kernel, which allows more.",
+)
+def vcpus(case: Case) -> Finding:
+    most, threads = case.evidence.kvm.capabilities.get("MAX_VCPUS", 0), case.evidence.cpu.threads
+    if most <= 0:
+        return undecided("KVM does not tell how many processors a guest may have", fix=LOOK)
+    if most < threads:
+        return warned(
+            f"a guest has {most} processors at most, this host has {threads}",
+            expected=f"{threads} or more",
+            seen=str(most),
+            fix="Boot a newer kernel, or keep guests smaller.",
+        )
+    return passed(f"up to {most} processors a guest, this host has {threads}")
+
+
+@check(
     "kvm.exec",
     "A guest executes",
     sections=("kvm",),
     requires=("kvm.api",),
+    explained_by=("cpu.conflicts", "cpu.flags_everywhere", "memory.overcommit", "kvm.capabilities"),
     lab_warns=True,
     proves="KVM creates a machine and executes code in it: not that a file exists, that it works.",
     how="Twenty bytes of code read a random nonce from guest memory, change it, and write it to a port and back to "
@@ -167,4 +227,35 @@ def open_as(case: Case) -> Finding:
     return passed(f"{found.user} opens /dev/kvm")
 
 
-CHECKS = (node, permission, api, executes, hardware, open_as)
+@check(
+    "kvm.users",
+    "The users of the contract reach KVM",
+    sections=("kvm",),
+    requires=("contract.present",),
+    explained_by=("host.evidence",),
+    proves="Every user of the contract has an account, and opens /dev/kvm itself or lets libvirt do so.",
+    how="A child process for each user (16 at most) takes its id and groups, and opens /dev/kvm. Who is in libvirt's "
+    "group needs no more for guests of qemu:///system; only those of qemu:///session are QEMUs of the user's own.",
+    todo="Create the account, or take the name out of libvirt_users. For qemu:///session: `usermod -aG kvm USER`.",
+)
+def users(case: Case) -> Finding:
+    wished, found = case.wishes.libvirt.users, case.evidence.kvm.users
+    if not wished:
+        return not_applicable("no users are asked for")
+    gone = [name for name in wished if name in found and not found[name].tried]
+    if gone:
+        why = found[gone[0]].errno or "could not be tried"
+        fix = f"Create the account {gone[0]}, or take it out of libvirt_users and provision."
+        return failed(f"{', '.join(gone)}: {why}", expected="an account", seen=why, fix=fix)
+    if not case.evidence.kvm.node.exists:
+        return not_applicable("there is no /dev/kvm to open")
+    if not found:
+        return undecided("nobody was tried", fix="Run `kvmfleet validate` again.")
+    itself = [name for name in wished if name in found and not found[name].errno]
+    others = [name for name in wished if name in found and found[name].errno]
+    parts = [f"/dev/kvm opens as {', '.join(itself)}"] if itself else []
+    parts += [f"through libvirt alone: {', '.join(others)}"] if others else []
+    return passed("; ".join(parts))
+
+
+CHECKS = (node, permission, api, capabilities, vcpus, executes, hardware, open_as, users)

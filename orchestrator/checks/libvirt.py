@@ -156,6 +156,7 @@ def settings(case: Case) -> Finding:
     "The users may manage guests",
     sections=("members",),
     requires=("contract.present",),
+    explained_by=("kvm.users",),
     proves="Every user of the contract is in libvirt's group.",
     how="The members of the group, and those whose primary group it is.",
     todo="`usermod -aG libvirt USER`; the user logs in again. In that group a user is as mighty as root.",

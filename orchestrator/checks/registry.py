@@ -17,6 +17,7 @@ __all__ = [
     "differences",
     "failed",
     "not_applicable",
+    "numbers",
     "passed",
     "undecided",
     "warned",
@@ -147,3 +148,16 @@ def plain(value: str) -> str:
     """One spelling for the values that kernel and libvirt write in several ways: Y is 1, "x" is x."""
     bare = value.strip().replace('"', "").replace(" ", "")
     return {"y": "1", "yes": "1", "true": "1", "n": "0", "no": "0", "false": "0"}.get(bare.lower(), bare)
+
+
+MOST_PROCESSORS = 8192  # of any kernel
+
+
+def numbers(text: str) -> set[int]:
+    """0-2,5 is 0, 1, 2 and 5. Of a list of processors, as the kernel writes it."""
+    found: set[int] = set()
+    for part in plain(text).split(","):
+        first, _, last = part.partition("-")
+        if first.isdigit() and (last or first).isdigit() and int(last or first) < MOST_PROCESSORS:
+            found |= set(range(int(first), int(last or first) + 1))
+    return found

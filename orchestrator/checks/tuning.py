@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from orchestrator.checks.contract import PROVISION
-from orchestrator.checks.registry import Case, check, failed, not_applicable, passed, plain, warned
+from orchestrator.checks.registry import Case, check, failed, not_applicable, numbers, passed, warned
 from orchestrator.model import Finding, Hugepages, HugepagesWish, Sysctl, Tuning, TuningWish, Unit
 
 MM = "/sys/kernel/mm"
@@ -284,21 +284,11 @@ def isolation(case: Case) -> Finding:
     lost = [word for word in words if source and word not in later]
     if lost:
         return failed(f"not configured for the next boot: {' '.join(lost)}", expected=f"in {source}", fix=PROVISION)
-    if _processors(tuning.isolated) != _processors(wanted):
+    if numbers(tuning.isolated) != numbers(wanted):
         seen = tuning.isolated or "none"
         return warned(f"configured, not live: {seen} isolated, not {wanted}", expected=wanted, seen=seen, fix=REBOOT)
-    ticks = "" if _processors(tuning.nohz_full) == _processors(wanted) else ", with timer ticks: this kernel keeps them"
+    ticks = "" if numbers(tuning.nohz_full) == numbers(wanted) else ", with timer ticks: this kernel keeps them"
     return passed(f"processors {wanted} are isolated{ticks}")
-
-
-def _processors(text: str) -> set[int]:
-    """0-2,5 is 0, 1, 2 and 5."""
-    found: set[int] = set()
-    for part in plain(text).split(","):
-        first, _, last = part.partition("-")
-        if first.isdigit() and (last or first).isdigit() and int(last or first) < 65536:
-            found |= set(range(int(first), int(last or first) + 1))
-    return found
 
 
 CHECKS = (hugepages, thp, ksm, sysctl, governor, tuned, iommu, isolation)

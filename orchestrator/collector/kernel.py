@@ -4,12 +4,18 @@ import glob
 import os
 import re
 import shlex
-from typing import Any, Dict, Iterable, List, Set, Tuple
+import stat
+from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 
-from . import boot, files
+from . import boot, files, kvm
 from .contract import Contract
 
-INTERESTING = ("kvm", "kvm_intel", "kvm_amd", "vhost", "vhost_net", "vhost_vsock", "tun")
+INTERESTING = (
+    *("kvm", "kvm_intel", "kvm_amd", "vhost", "vhost_net", "vhost_vsock", "tun"),
+    *("vfio", "vfio_iommu_type1"),
+)
+DEVICES = {"tun": "/dev/net/tun", "vhost_net": "/dev/vhost-net", "vhost_vsock": "/dev/vhost-vsock"}
+OTHERS = ("vboxdrv", "vmmon", "mshv_root")  # VirtualBox, VMware, Hyper-V
 CAP_SYS_MODULE = 1 << 16
 Options = Dict[str, Dict[str, str]]
 
@@ -21,8 +27,9 @@ def look(contract: Contract, container: str) -> Dict[str, Any]:
     options, blacklisted = configured(files.dropins("modprobe.d"), later)
     names = set(INTERESTING) | {plain(name) for name in contract.names("modules")}
     names |= {os.path.basename(path) for path in glob.glob("/sys/module/kvm*")}
+    found = modules(names)
     return {
-        "modules": modules(names),
+        "modules": found,
         "configured_options": {name: options[name] for name in sorted(names & set(options))},
         "load_at_boot": load_at_boot(files.dropins("modules-load.d"), files.text("/etc/modules"), later),
         "blacklisted": sorted(blacklisted & names),
@@ -30,7 +37,24 @@ def look(contract: Contract, container: str) -> Dict[str, Any]:
         "next_boot": next_boot,
         "lockdown": "".join(re.findall(r"\[(.*?)\]", files.text("/sys/kernel/security/lockdown"))),
         "can_load": can_load() and not container,
+        "devices": {node: opens(node) for name, node in DEVICES.items() if found[name]["state"] != "absent"},
+        "hypervisors": hypervisors(files.text("/proc/modules", 1 << 20)),
     }
+
+
+def opens(node: str) -> str:
+    """The errno of opening a node, ENODEV where it is something else."""
+    why = kvm.attempt(node)
+    return why if why or stat.S_ISCHR(os.stat(node).st_mode) else "ENODEV"
+
+
+def hypervisors(listing: str, modules: str = "/sys/module", xen: str = "/proc/xen/capabilities") -> Optional[List[str]]:
+    """Others than KVM that are in the kernel, or below it. None where modules cannot be seen, as in some containers."""
+    loaded = {line.split()[0] for line in listing.splitlines() if line.split()}
+    if not loaded and not os.path.isdir(modules):
+        return None
+    found = [name for name in OTHERS if name in loaded or os.path.isdir("{}/{}".format(modules, name))]
+    return found + (["xen"] if "control_d" in files.text(xen) else [])
 
 
 def plain(name: str) -> str:

@@ -13,6 +13,25 @@ from . import child, files, machine_x86
 from .contract import Contract
 
 NODE = "/dev/kvm"
+SEV = "/dev/sev"
+CHECK_EXTENSION = 0xAE03
+CAPABILITIES = {
+    "IRQCHIP": 0,
+    "USER_MEMORY": 3,
+    "SYNC_MMU": 16,
+    "DESTROY_MEMORY_REGION_WORKS": 21,
+    "IRQ_ROUTING": 25,
+    "JOIN_MEMORY_REGIONS_WORKS": 30,
+    "IRQFD": 32,
+    "IOEVENTFD": 36,
+    "INTERNAL_ERROR_DATA": 40,
+    "MAX_VCPUS": 66,
+    "SIGNAL_MSI": 77,
+    "READONLY_MEM": 81,
+    "IOEVENTFD_ANY_LENGTH": 122,
+    "IMMEDIATE_EXIT": 136,
+}
+MOST_USERS = 16
 USERS = ("libvirt-qemu", "qemu")
 ITERATIONS = 20000  # 10 microseconds in hardware, 30 milliseconds emulated
 SLOW_NS = 200.0  # per iteration; hardware needs below 1, an interpreter of machine code below 50, KVM's emulator 1000
@@ -21,7 +40,9 @@ SLOW_NS = 200.0  # per iteration; hardware needs below 1, an interpreter of mach
 def look(contract: Contract, depth: str) -> Dict[str, Any]:
     found: Dict[str, Any] = {"node": node(), "open_as": open_as(contract)}
     found["registered"] = "kvm" in files.text("/proc/misc").split()
-    found["api_version"] = api_version() if not found["node"]["errno"] else None
+    found["api_version"], found["capabilities"] = interface() if not found["node"]["errno"] else (None, {})
+    found["users"] = users(contract.names("libvirt.users"))
+    found["sev"] = os.path.exists(SEV) and stat.S_ISCHR(os.stat(SEV).st_mode)
     found["execution"], found["speed"] = proof(depth, found["node"]["exists"])
     return found
 
@@ -43,10 +64,10 @@ def node() -> Dict[str, Any]:
     }
 
 
-def attempt() -> str:
-    """The errno of opening the node, "" when it opens."""
+def attempt(path: str = NODE) -> str:
+    """The errno of opening a node, "" when it opens."""
     try:
-        os.close(os.open(NODE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
     except OSError as error:
         return name(error)
     return ""
@@ -63,14 +84,17 @@ def _named(lookup: Callable[[int], Tuple[Any, ...]], number: int) -> str:
         return str(number)
 
 
-def api_version() -> Any:
+def interface() -> Tuple[Optional[int], Dict[str, int]]:
+    """The version, and what KVM_CHECK_EXTENSION says; a capability that it does not know is 0."""
     kvm = os.open(NODE, os.O_RDWR | os.O_CLOEXEC)
     try:
-        return fcntl.ioctl(kvm, machine_x86.GET_API_VERSION, 0)
+        version = fcntl.ioctl(kvm, machine_x86.GET_API_VERSION, 0)
+        found = {name: fcntl.ioctl(kvm, CHECK_EXTENSION, number) for name, number in CAPABILITIES.items()}
     except OSError:  # not KVM's node: ENOTTY
-        return None
+        return None, {}
     finally:
         os.close(kvm)
+    return version, found
 
 
 def proof(depth: str, exists: bool) -> Tuple[Dict[str, Any], Dict[str, Any]]:
@@ -135,12 +159,16 @@ def qemu_user(contract: Contract) -> Optional[User]:
     wanted, group = contract.text("qemu.user"), contract.text("qemu.group")
     for name in [wanted] if wanted else USERS:
         if _exists(pwd.getpwnam, name):
-            found = pwd.getpwnam(name)
-            gid = grp.getgrnam(group).gr_gid if _exists(grp.getgrnam, group) else found.pw_gid
-            # as libvirt's virGetGroupList: the user's own primary group stays, which is kvm on Debian
-            groups = sorted({gid, *os.getgrouplist(name, found.pw_gid)})
-            return User(name, found.pw_uid, gid, groups)
+            return _user(name, group)
     return None
+
+
+def _user(name: str, group: str = "") -> User:
+    """A user with its groups, and with `group` for its first one where that exists."""
+    found = pwd.getpwnam(name)
+    gid = grp.getgrnam(group).gr_gid if _exists(grp.getgrnam, group) else found.pw_gid
+    # as libvirt's virGetGroupList: the user's own primary group stays, which is kvm on Debian
+    return User(name, found.pw_uid, gid, sorted({gid, *os.getgrouplist(name, found.pw_gid)}))
 
 
 def as_user(user: User, job: Callable[[child.Report], Dict[str, Any]]) -> Tuple[Dict[str, Any], str]:
@@ -162,6 +190,19 @@ def open_as(contract: Contract) -> Dict[str, Any]:
     if not user:
         wanted = contract.text("qemu.user")
         return {"user": wanted, "errno": "no such user", "tried": False} if wanted else {"tried": False}
+    return _opened(user)
+
+
+def users(names: List[str]) -> Dict[str, Any]:
+    """Open the node as each of these users, with the groups that a login gives it."""
+    missing = {"errno": "no such user", "tried": False}
+    return {
+        name: _opened(_user(name)) if _exists(pwd.getpwnam, name) else dict(missing, user=name)
+        for name in names[:MOST_USERS]
+    }
+
+
+def _opened(user: User) -> Dict[str, Any]:
     answer, death = as_user(user, lambda _report: {"errno": attempt()})
     return {
         "user": user.name,

@@ -1,4 +1,4 @@
-"""Which machine this is: release, kernel, container or not, processor."""
+"""Which machine this is: release, kernel, container or not."""
 
 import os
 import platform
@@ -6,27 +6,7 @@ import re
 import socket
 from typing import Any, Dict
 
-from . import files, shell
-
-FLAGS = frozenset(
-    (
-        "vmx",
-        "svm",
-        "ept",
-        "ept_ad",
-        "npt",
-        "vpid",
-        "unrestricted_guest",
-        "avic",
-        "x2avic",
-        "vgif",
-        "hypervisor",
-        "lm",
-        "nx",
-        "sev",
-        "sev_es",
-    )
-)
+from . import cpu, files, shell
 
 
 def look() -> Dict[str, Any]:
@@ -68,31 +48,10 @@ def virtual() -> str:
     """The hypervisor below us, or an empty string on bare metal."""
     if shell.which("systemd-detect-virt"):
         return _detected("--vm")
-    return "unknown" if "hypervisor" in cpu()["flags"] else ""
+    return "unknown" if "hypervisor" in cpu.flags() else ""
 
 
 def _detected(option: str) -> str:
     # exits 1 and prints "none" where there is nothing, systemd-detect-virt(1)
     answer = shell.run(["systemd-detect-virt", option], 5).out.strip()
     return "" if answer == "none" else answer
-
-
-def cpu() -> Dict[str, Any]:
-    """The first processor of /proc/cpuinfo; aarch64 has other names for the same lines."""
-    info = files.text("/proc/cpuinfo", 4 << 20)
-
-    def line(*names: str) -> str:
-        for name in names:
-            found = re.search(r"^{}\s*:\s*(.*)$".format(name), info, re.MULTILINE)
-            if found:
-                return found.group(1).strip()
-        return ""
-
-    # since 5.10 ept, vpid and unrestricted_guest have a line of their own
-    flags = set("{} {}".format(line("flags", "Features"), line("vmx flags")).split())
-    return {
-        "vendor": line("vendor_id", "CPU implementer"),
-        "model": line("model name", "CPU part"),
-        "threads": len(re.findall(r"^processor\s*:", info, re.MULTILINE)),
-        "flags": sorted(flags & FLAGS),
-    }

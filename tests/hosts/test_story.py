@@ -65,6 +65,7 @@ def _only_the_machine_is_short_of(host):
     """A container cannot give what this machine lacks: the processor's extensions, or modules of its kernel."""
     short = {f["check"] for f in host["findings"] if f["status"] == "warn"}
     return short <= {
+        "cpu.conflicts",
         "cpu.extensions",
         "cpu.nested_paging",
         "kernel.module",

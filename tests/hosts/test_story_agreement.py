@@ -35,8 +35,8 @@ LINES = (
     Line("if device '?/dev/net/tun'? exists", "kernel.tun", milder=False),
     Line("for cgroup '[a-z]+' controller support", "libvirt.connect", milder=True),
     Line("for device assignment IOMMU support", "tuning.iommu", milder=True),
-    Line("if IOMMU is enabled by kernel", "tuning.iommu", milder=True),
-    Line("for secure guest support", "cpu.extensions", milder=True),
+    Line("if IOMMU is enabled by kernel", "iommu.effective", milder=True),
+    Line("for secure guest support", "confidential.sev", milder=True),
 )
 
 

@@ -16,6 +16,10 @@ NO_KVM: dict[str, Any] = {
     "api_version": None,
     "execution": {"outcome": "skipped", "detail": "there is no /dev/kvm"},
 }
+KVM_GONE: dict[str, Any] = {
+    "kvm": {**NO_KVM, "registered": False, "capabilities": None},
+    "libvirt": {"domain_types": ["qemu"]},
+}
 NOT_ASKED_FOR: dict[str, Any] = {
     "kvm": {"execution": {"outcome": "skipped", "detail": "not asked for"}, "speed": {"outcome": "unknown"}},
     "guest": {"outcome": "skipped", "detail": "not asked for"},
@@ -79,9 +83,46 @@ def test_without_the_node_there_is_one_cause_and_the_rest_is_skipped_for_it() ->
     assert judgement.cause is not None
     assert judgement.cause.check == "kvm.node"
     skipped = {finding.check for finding in judgement.findings if finding.cause == "kvm.node"}
-    expected = {"kvm.permission", "kvm.api", "kvm.exec", "kvm.hardware", "kvm.open_as", "libvirt.kvm", "guest.boot"}
-    assert skipped == expected
+    of_kvm = {f"kvm.{name}" for name in ("permission", "api", "capabilities", "vcpus", "exec", "hardware", "open_as")}
+    assert skipped == {*of_kvm, "libvirt.kvm", "guest.boot"}
     assert [finding.check for finding in judgement.findings if finding.status == "fail"] == ["kvm.node"]
+
+
+def test_firmware_that_locks_virtualization_is_the_one_cause() -> None:
+    cpu = {"flags": ["lm"], "firmware": {"registers": {"0x5": None, "0x1": "0-63"}}}
+    kernel = {"modules": {"kvm_intel": {"state": "absent"}}}
+    guest = {"domain_type": "qemu"}
+    judgement = judged(host({**KVM_GONE, "cpu": cpu, "kernel": kernel, "guest": guest}))
+    assert [finding.check for finding in judgement.findings if finding.status == "fail"] == ["cpu.firmware"]
+    assert by_check(judgement)["kernel.module"].cause == "cpu.firmware"
+    assert by_check(judgement)["guest.boot"].cause == "cpu.firmware"
+
+
+def test_a_hypervisor_below_linux_is_the_one_cause() -> None:
+    kernel = {"hypervisors": ["xen"], "modules": {"kvm_intel": {"state": "absent"}}}
+    judgement = judged(host({**KVM_GONE, "cpu": {"flags": ["lm"]}, "kernel": kernel, "guest": {"domain_type": "qemu"}}))
+    assert [finding.check for finding in judgement.findings if finding.status == "fail"] == ["cpu.conflicts"]
+
+
+def test_a_hypervisor_that_holds_the_processor_is_the_one_cause() -> None:
+    busy = {"outcome": "broken", "step": "create_vm", "errno": "EBUSY"}
+    refused = {"outcome": "broken", "domain_type": "kvm", "step": "image", "detail": "Device or resource busy"}
+    judgement = judged(host({"kernel": {"hypervisors": ["vboxdrv"]}, "kvm": {"execution": busy}, "guest": refused}))
+    assert [finding.check for finding in judgement.findings if finding.status == "fail"] == ["cpu.conflicts"]
+
+
+def test_memory_that_is_not_promised_is_the_one_cause() -> None:
+    refused = {"outcome": "broken", "domain_type": "kvm", "step": "image", "detail": "Cannot allocate memory"}
+    judgement = judged(host({"memory": {"overcommit": "2", "commit_limit_mib": 61440}, "guest": refused}))
+    assert [finding.check for finding in judgement.findings if finding.status == "fail"] == ["memory.overcommit"]
+
+
+def test_a_user_without_an_account_is_one_cause_and_a_missing_node_excuses_no_membership() -> None:
+    gone = {"operator": {"errno": "no such user", "tried": False}}
+    judgement = judged(host({"kvm": {"users": gone}, "members": {"libvirt": []}}))
+    assert [finding.check for finding in judgement.findings if finding.status == "fail"] == ["kvm.users"]
+    judgement = judged(host({**KVM_GONE, "members": {"libvirt": []}}))
+    assert by_check(judgement)["libvirt.users"].status == "fail"
 
 
 def test_a_removed_package_is_the_cause_of_a_missing_qemu() -> None:
