@@ -55,6 +55,13 @@ __all__ = [
     "FileState",
     "Identity",
     "ContractSlot",
+    "Clock",
+    "Cgroups",
+    "Runner",
+    "Limits",
+    "Leaks",
+    "Disk",
+    "Upkeep",
     "Evidence",
     "ModuleWish",
     "FileWish",
@@ -94,6 +101,7 @@ Short = Annotated[str, msgspec.Meta(max_length=256)]
 Names = Annotated[tuple[Short, ...], msgspec.Meta(max_length=2048)]
 Document = Annotated[str, msgspec.Meta(max_length=65536)]
 Table = Annotated[dict[Short, Text], msgspec.Meta(max_length=2048)]
+Count = Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)]
 
 Profile = Literal["lab", "production", "multi-tenant"]
 Depth = Literal["none", "proof", "firmware", "uefi", "alpine", "file"]
@@ -419,6 +427,7 @@ class Security(msgspec.Struct, frozen=True):
     asks: Table = {}  # daemon -> auth_unix_rw, "" where its file does not say
     polkit: bool = False
     tcp: Annotated[tuple[int, ...], msgspec.Meta(max_length=64)] = ()  # ports of libvirt that others can reach
+    qemu_conf: Table | None = None  # what it says of confinement; None where it cannot be read
     firewall: Firewall = Firewall()
 
 
@@ -539,12 +548,92 @@ class ContractSlot(msgspec.Struct, frozen=True):
     error: Text = ""  # "" when the file was read, "absent" when there is none
 
 
+class Clock(msgspec.Struct, frozen=True):
+    """How right the kernel takes its clock to be, and what it counts time with."""
+
+    max_error_ms: float | None = None
+    source: Short | None = None
+    sources: Names = ()  # that the kernel would take
+
+
+class Cgroups(msgspec.Struct, frozen=True):
+    """The control groups out of which guests get theirs."""
+
+    hierarchy: Short | None = None  # unified, hybrid, legacy, "" where none is mounted
+    controllers: Names | None = None  # of the root of cgroup v2; None without it
+
+
+class Runner(msgspec.Struct, frozen=True):
+    """A libvirt daemon or a guest's QEMU, and what the kernel lets it have. A limit of -1 is none."""
+
+    pid: Count = 0
+    name: Short = ""  # of the guest, or of the daemon
+    guest: bool = False
+    files: Count | None = None  # that are open
+    files_max: Count | None = None
+    memlock_max: Count | None = None  # bytes
+    raises_limits: bool = False  # it may raise its own, and those of a guest (CAP_SYS_RESOURCE)
+    tasks: Count | None = None  # of its unit
+    tasks_max: Count | None = None
+    tasks_refused: Count | None = None  # since the unit was started
+    controllers: Names | None = None  # of its unit
+    replaced: Names | None = None  # libraries that it has in memory, and that are not on the disk any more
+    listens: Names = ()  # "0.0.0.0:5900", without TLS and for everybody
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What the whole kernel has in use, and how much there can be."""
+
+    files: Count | None = None
+    files_max: Count | None = None
+    threads: Count | None = None
+    threads_max: Count | None = None
+    pid_max: Count | None = None
+    aio: Count | None = None  # requests that asynchronous disk input and output has reserved
+    aio_max: Count | None = None
+    inotify: Count | None = None  # instances of root
+    inotify_max: Count | None = None
+
+
+class Leaks(msgspec.Struct, frozen=True):
+    """Through what a guest could learn about another one, or about the host."""
+
+    vulnerabilities: Table | None = None  # of the processor -> the kernel's words; None where it does not tell
+    smt: bool | None = None  # active; None where the kernel does not tell
+    ksm_run: Short | None = None  # "" without KSM
+    ksm_sharing: Count | None = None  # pages
+
+
+class Disk(msgspec.Struct, frozen=True):
+    """A local file system of the host."""
+
+    size_mib: Count
+    free_mib: Count  # for those who are not root
+    inodes: Count = 0  # 0 where the file system makes them as it needs them
+    inodes_free: Count = 0
+    read_only: bool = False
+
+
+class Upkeep(msgspec.Struct, frozen=True):
+    """What wears off with time."""
+
+    failed_units: Names | None = None
+    disks: Annotated[dict[Short, Disk], msgspec.Meta(max_length=16)] | None = None  # by their mount points
+    kernels: Names | None = None  # releases that could be booted
+    tainted: Count | None = None  # /proc/sys/kernel/tainted
+    oom_kills: Count | None = None  # since boot
+    memory_errors: Count | None = None  # uncorrected, since boot; None where nobody counts
+    memory_corrected: Count | None = None
+
+
 class Evidence(msgspec.Struct, frozen=True):
     """What one host said about itself in one collection. No opinions."""
 
     schema: int
     collected_at_s: float  # seconds since the epoch, the host's clock
     duration_ms: float
+    asked_at_s: float = 0.0  # the controller's clock, noted by the controller; 0 where it did not
+    heard_at_s: float = 0.0
     system: System = System()
     cpu: Cpu = Cpu()
     kernel: Kernel = Kernel()
@@ -566,6 +655,12 @@ class Evidence(msgspec.Struct, frozen=True):
     members: Annotated[dict[Short, Names], msgspec.Meta(max_length=64)] = {}  # group -> users, contract's groups
     identity: Identity = Identity()
     contract: ContractSlot = ContractSlot()
+    clock: Clock = Clock()
+    cgroups: Cgroups = Cgroups()
+    processes: Annotated[tuple[Runner, ...], msgspec.Meta(max_length=1024)] | None = None  # None where it was not root
+    limits: Limits = Limits()
+    leaks: Leaks = Leaks()
+    upkeep: Upkeep = Upkeep()
     errors: Table = {}  # section -> why the collector could not fill it
 
 

@@ -70,6 +70,8 @@ def _shape(kind: msgspec.inspect.Type) -> Any:
             return {"items": kind.max_length, "of": _shape(kind.item_type)}
         case msgspec.inspect.StrType():
             return kind.max_length
+        case msgspec.inspect.UnionType():  # with None, which needs no limit
+            return next((found for option in kind.types if (found := _shape(option)) is not None), None)
         case msgspec.inspect.Metadata():
             return _shape(kind.type)
         case _:

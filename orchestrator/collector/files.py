@@ -4,12 +4,14 @@ import errno
 import glob
 import hashlib
 import os
+import re
 import stat
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 FOLDERS = ("/etc", "/run", "/usr/local/lib", "/usr/lib", "/lib")
 SMALL = 65536
 LARGE = 64 << 20
+LARGEST = (1 << 63) - 1  # what the reader takes for a number; the kernel has larger ones for "no limit"
 
 
 def opened(path: str, extra: int = 0) -> int:
@@ -41,6 +43,22 @@ def text(path: str, limit: int = SMALL) -> str:
         return content(path, limit)
     except OSError:
         return ""
+
+
+def known(path: str, limit: int = SMALL) -> Optional[str]:
+    """As `text`, without white space around it: "" where there is no such file, None where it cannot be read."""
+    try:
+        return content(path, limit).strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError:
+        return None
+
+
+def number(path: str) -> Optional[int]:
+    """The first number in a file of /proc or /sys; None where there is none."""
+    found = re.match(r"\d{1,20}\b", known(path) or "")
+    return min(int(found.group()), LARGEST) if found else None
 
 
 def tail(path: str, size: int = SMALL) -> str:

@@ -18,6 +18,8 @@ MANAGERS = (
     ("apk", ["info", "-e", "-v"], r"^(\S+)-(\d\S*-r\d+)$"),
 )
 
+MIGHTY = ("sudo", "wheel", "admin")  # whose members are root already where sudo is set up as distributions do
+
 
 def packages(contract: Contract) -> Dict[str, str]:
     """Name -> version, "" where it is not installed, from one call to the first package manager found."""
@@ -63,16 +65,24 @@ def group_name(gid: int) -> str:
 
 
 def members(contract: Contract) -> Dict[str, List[str]]:
-    """Group -> users. Those it lists, and of the contract's users those whose primary group it is."""
+    """Group -> users. Those it lists, and of local and of the contract's users those whose primary group it is."""
     found = {}
     users = [*contract.names("libvirt.users"), contract.text("qemu.user")]
-    for name in sorted({contract.text("libvirt.group"), contract.text("qemu.group")} - {""}):
+    primary = local_accounts(files.text("/etc/passwd", 1 << 20))
+    primary.update((user, _primary(user)) for user in users if user)
+    for name in sorted({contract.text("libvirt.group"), contract.text("qemu.group"), *MIGHTY} - {""}):
         try:
             group = grp.getgrnam(name)
         except KeyError:
             continue
-        found[name] = sorted(set(group.gr_mem) | {user for user in users if user and _primary(user) == group.gr_gid})
+        found[name] = sorted(set(group.gr_mem) | {user for user, gid in primary.items() if gid == group.gr_gid})
     return found
+
+
+def local_accounts(passwd: str) -> Dict[str, int]:
+    """User -> primary group. A directory is not asked for all its users."""
+    rows = re.findall(r"^([^:#\n]+):[^:\n]*:\d+:(\d{1,10}):", passwd, re.MULTILINE)
+    return {name: int(gid) for name, gid in rows}
 
 
 def _primary(user: str) -> int:

@@ -7,6 +7,8 @@ from typing import Any, Callable, Dict, Iterable, List, Tuple
 
 from . import (
     boots,
+    ceilings,
+    clock,
     cpu,
     guest,
     guests,
@@ -15,15 +17,18 @@ from . import (
     iommu,
     kernel,
     kvm,
+    leaks,
     libvirt,
     memory,
     network,
+    processes,
     qemu,
     remote,
     security,
     storage,
     system,
     tuning,
+    upkeep,
     windows,
 )
 from . import contract as contracts
@@ -64,6 +69,12 @@ def sections(wish: boots.Wish, deadline: Deadline) -> List[Section]:
         ("files", 20, lambda found: inventory.states(contract(found))),
         ("members", 10, lambda found: inventory.members(contract(found))),
         ("windows", 30, lambda found: windows.look(contract(found), found)),
+        ("clock", 3, lambda found: clock.look(found.get("system", {}).get("container", ""))),
+        ("cgroups", 3, lambda found: ceilings.cgroups()),
+        ("processes", 10, lambda found: processes.look()),
+        ("limits", 5, lambda found: ceilings.limits()),
+        ("leaks", 3, lambda found: leaks.look()),
+        ("upkeep", 15, lambda found: upkeep.look()),
         ("guest", guest.limit_s(wish), lambda found: guest.look(contract(found), wish, found, deadline, tell)),
     ]
 

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import stat
-from typing import Any, Dict, Iterator, List, Set
+from typing import Any, Dict, Iterator, List, Optional, Set
 
 from . import files, inventory, libvirt, shell
 from .contract import Contract
@@ -13,6 +13,16 @@ from .contract import Contract
 QEMU = re.compile(r"/(qemu-system-\w+|qemu-kvm)( \(deleted\))?$")
 LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
 MOST_GUESTS = 512
+CONFINING = (
+    "user",
+    "group",
+    "security_driver",
+    "security_default_confined",
+    "clear_emulator_capabilities",
+    "seccomp_sandbox",
+    "namespaces",
+    "relaxed_acs_check",
+)
 BOOLEANS = "/sys/fs/selinux/booleans/"
 
 
@@ -28,6 +38,7 @@ def look(contract: Contract) -> Dict[str, Any]:
         "polkit": bool(shell.which("pkcheck")),
         "tcp": [line for path in ("tcp", "tcp6") for line in listening(files.text("/proc/net/" + path, 4 << 20))],
         "firewall": firewall(contract.text("security.firewall.backend")),
+        "qemu_conf": qemu_conf(),
     }
 
 
@@ -83,6 +94,16 @@ def sockets(folder: str = "/run/libvirt") -> Dict[str, Any]:
 def asks(daemon: str) -> str:
     """auth_unix_rw of a daemon; "" where its file is silent, which means polkit where libvirt was built with it."""
     return libvirt.parse(files.text(libvirt.FOLDER + daemon + ".conf", 1 << 20)).get("auth_unix_rw", "").strip('"')
+
+
+def qemu_conf(path: str = libvirt.FOLDER + "qemu.conf") -> Optional[Dict[str, str]]:
+    """The settings that confine guests, as far as they are set; None where the file cannot be read. It has passwords,
+    too: only the names above leave the host."""
+    text = files.known(path, 1 << 20)
+    if text is None:
+        return None
+    values = libvirt.parse(text)
+    return {name: values[name] for name in CONFINING if name in values}
 
 
 def listening(table: str) -> List[int]:

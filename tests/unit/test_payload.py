@@ -41,6 +41,8 @@ def test_without_time_the_document_is_whole_and_says_so() -> None:
         "schema",
         "collected_at_s",
         "duration_ms",
+        "asked_at_s",
+        "heard_at_s",
         "errors",
     }
 
@@ -57,6 +59,7 @@ def test_the_limits_of_the_types_travel_with_it() -> None:
     assert fields["system"]["fields"]["hostname"] == 256
     assert fields["contract"]["fields"]["text"] == 262144
     assert fields["errors"] == {"entries": 2048, "key": 256, "of": 4096}
+    assert fields["clock"]["fields"]["source"] == 256  # may be None, and has a limit where it is not
 
 
 def test_a_chatty_login_shell_does_not_matter() -> None:

@@ -1,0 +1,121 @@
+"""What the collector says of clock, leaks and upkeep, on the text that Linux and its programs write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.collector import clock, files, inventory, leaks, security, upkeep
+
+
+def test_the_kernel_tells_how_far_its_clock_may_be_off() -> None:
+    """Between nothing and the limit at which the kernel stops to count."""
+    found = clock.max_error_ms()
+    assert found is None or 0 <= found <= 16000  # None in a container that is not let
+
+
+def test_a_container_is_not_asked_about_the_clock_of_another_machine() -> None:
+    assert clock.look("systemd-nspawn")["max_error_ms"] is None
+
+
+# --- leaks
+
+
+def test_flaws_of_the_processor_are_told_in_the_kernels_words(tmp_path: Path) -> None:
+    (tmp_path / "cpu" / "vulnerabilities").mkdir(parents=True)
+    (tmp_path / "cpu" / "smt").mkdir()
+    (tmp_path / "ksm").mkdir()
+    (tmp_path / "cpu" / "vulnerabilities" / "l1tf").write_text("Mitigation: PTE Inversion; VMX: vulnerable\n")
+    (tmp_path / "cpu" / "smt" / "active").write_text("1\n")
+    (tmp_path / "ksm" / "run").write_text("1\n")
+    (tmp_path / "ksm" / "pages_sharing").write_text("4711\n")
+    assert leaks.look(str(tmp_path / "cpu"), str(tmp_path / "ksm")) == {
+        "vulnerabilities": {"l1tf": "Mitigation: PTE Inversion; VMX: vulnerable"},
+        "smt": True,
+        "ksm_run": "1",
+        "ksm_sharing": 4711,
+    }
+
+
+def test_a_kernel_that_tells_nothing_is_not_taken_for_a_safe_one(tmp_path: Path) -> None:
+    assert leaks.look(str(tmp_path), str(tmp_path)) == {
+        "vulnerabilities": None,
+        "smt": None,
+        "ksm_run": "",
+        "ksm_sharing": None,
+    }
+
+
+def test_a_file_that_cannot_be_read_is_not_one_that_is_not_there(tmp_path: Path) -> None:
+    assert files.known(str(tmp_path / "absent")) == ""
+    (tmp_path / "folder").mkdir()
+    assert files.known(str(tmp_path / "folder")) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("12\n", 12), ("-1\n", None), ("18446744073709551615", 2**63 - 1), ("max\n", None), ("", None)]
+)
+def test_a_number_is_a_number_or_unknown(text: str, number: int | None, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text(text)
+    assert files.number(str(tmp_path / "file")) == number
+
+
+# --- upkeep
+
+
+def test_failed_units_are_found_with_and_without_the_dot() -> None:
+    listing = (
+        "  apt-daily.service loaded failed failed Daily apt download activities\n"
+        "● run-user-1000.mount loaded failed failed /run/user/1000\n"
+        "machine-qemu\\x2d1.scope loaded failed failed Virtual Machine\n"
+    )
+    assert upkeep.names(listing) == ["apt-daily.service", "run-user-1000.mount", "machine-qemu\\x2d1.scope"]
+    assert upkeep.names("") == []
+
+
+def test_only_local_file_systems_that_matter_are_looked_at() -> None:
+    found = upkeep.disks("/dev/sda1 / ext4 rw 0 0\nsrv:/x /var/lib/libvirt nfs4 rw 0 0\ntmpfs /tmp tmpfs rw 0 0\n")
+    assert list(found) == ["/"]
+    assert found["/"]["size_mib"] >= found["/"]["free_mib"] >= 0
+
+
+def test_a_kernel_is_installed_when_it_has_modules_and_an_image(tmp_path: Path) -> None:
+    for release in ("6.1.0-37-amd64", "6.1.0-38-amd64", "6.1.0-39-amd64"):
+        (tmp_path / "lib" / "modules" / release).mkdir(parents=True)
+    for whole in ("6.1.0-37-amd64", "6.1.0-38-amd64"):
+        (tmp_path / "lib" / "modules" / whole / "modules.dep").touch()
+    (tmp_path / "boot").mkdir()
+    (tmp_path / "boot" / "vmlinuz-6.1.0-37-amd64").touch()
+    (tmp_path / "boot" / "vmlinuz-6.1.0-39-amd64").touch()
+    (tmp_path / "lib" / "modules" / "6.1.0-38-amd64" / "vmlinuz").touch()
+    assert upkeep.kernels(str(tmp_path)) == ["6.1.0-37-amd64", "6.1.0-38-amd64"]
+
+
+def test_kills_are_counted_by_the_kernel() -> None:
+    assert upkeep.oom_kills("drop_slab 0\noom_kill 3\nnuma_pte_updates 0\n") == 3
+    assert upkeep.oom_kills("drop_slab 0\n") is None
+
+
+def test_memory_errors_of_all_controllers_are_added(tmp_path: Path) -> None:
+    for number, count in enumerate(("2", "3")):
+        (tmp_path / f"mc{number}").mkdir()
+        (tmp_path / f"mc{number}" / "ue_count").write_text(count + "\n")
+    assert upkeep.counted("ue_count", str(tmp_path)) == 5
+    assert upkeep.counted("ce_count", str(tmp_path)) is None
+
+
+# --- security and members
+
+
+def test_of_qemu_conf_only_what_confines_leaves_the_host(tmp_path: Path) -> None:
+    path = tmp_path / "qemu.conf"
+    path.write_text('#user = "root"\nvnc_password = "XYZ12345"\nnamespaces = [ ]\nseccomp_sandbox = 1\n')
+    assert security.qemu_conf(str(path)) == {"namespaces": "[ ]", "seccomp_sandbox": "1"}
+    assert security.qemu_conf(str(tmp_path / "absent")) == {}
+    assert security.qemu_conf(str(tmp_path)) is None
+
+
+def test_local_accounts_are_known_by_their_primary_group() -> None:
+    passwd = "root:x:0:0:root:/root:/bin/bash\n+nis::::::\n# note\nalice:x:1000:109::/home/alice:/bin/sh\n"
+    assert inventory.local_accounts(passwd) == {"root": 0, "alice": 109}
