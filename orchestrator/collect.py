@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -110,10 +111,11 @@ class _Sessions:
         self._ssh: Ssh | None = None
 
     async def ask(self, name: str, route: SshRoute | LocalRoute) -> Collected:
+        asked_at_s = time.time()
         outcome = await self._in_time(name, route)
-        if isinstance(route, LocalRoute):
-            return interpret(name, "local", outcome, self._question, python=route.python, user=identity.user())
-        return interpret(name, "ssh", outcome, self._question, python=route.python, user=route.user)
+        path: Literal["local", "ssh"] = "local" if isinstance(route, LocalRoute) else "ssh"
+        user = identity.user() if isinstance(route, LocalRoute) else route.user
+        return interpret(name, path, outcome, self._question, asked_at_s=asked_at_s, python=route.python, user=user)
 
     async def _in_time(self, name: str, route: SshRoute | LocalRoute) -> Answer | Silence:
         try:

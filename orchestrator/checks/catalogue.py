@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from orchestrator.checks import (
     confidential,
+    clock,
     contract,
     cpu,
     fleet,
@@ -31,6 +32,7 @@ __all__ = ["catalogue", "explain", "markdown", "topics"]
 # The chain: what is further down cannot work where something further up does not.
 GROUPS = (
     host,
+    clock,
     cpu,
     contract,
     kernel,

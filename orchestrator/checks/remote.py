@@ -49,6 +49,7 @@ def sockets(case: Case) -> Finding:
     "The certificates for TLS are valid, and for long enough",
     sections=("remote",),
     requires=("contract.present",),
+    explained_by=("clock.offset",),
     proves="libvirt and QEMU each have a certificate of the fleet's CA, for every name of this host, with its key, "
     "which nobody else can read, and which is valid for a month or more.",
     how="OpenSSL shakes hands with itself, with the host's own files on both ends; names, dates and the modes of keys "

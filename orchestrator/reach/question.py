@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shlex
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
@@ -179,16 +180,22 @@ def interpret(
     outcome: Answer | Silence,
     question: Question,
     *,
+    asked_at_s: float,
     python: str = "",
     user: str = "",
 ) -> Collected:
-    """One host's line: evidence, or what went wrong and what to do."""
+    """One host's line: evidence, or what went wrong and what to do.
+
+    Between `asked_at_s` and now the host looked at its own clock, which is how its clock is compared with ours.
+    """
     if isinstance(outcome, Silence):
         return Collected(host, path, problem=outcome.problem, hint=outcome.hint, unreachable=outcome.unreachable)
     sent = question.size
     received = len(outcome.stdout) + len(outcome.stderr)
     evidence, reason = _decode(outcome, question)
     problem, hint = ("", "") if evidence else _explain(outcome, reason, python=python, user=user)
+    if evidence:
+        evidence = msgspec.structs.replace(evidence, asked_at_s=asked_at_s, heard_at_s=time.time())
     return Collected(
         host, path, evidence=evidence, problem=problem, hint=hint, bytes_sent=sent, bytes_received=received
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -52,6 +53,7 @@ def ask(
         Interrupted: because `cancelled` said so.
     """
     fleet = Fleet(hosts=tuple(hosts), sources=options.inventory, settings=settings)
+    asked_at_s = time.time()
     with scratch.folder() as folder:
         program, answers = folder / "program.py", folder / "answers"  # apart: a host may have any name
         program.write_bytes(question.spoken)
@@ -65,6 +67,7 @@ def ask(
                 "ansible",
                 _outcome(answers / host.name, result, question, host.user),
                 question,
+                asked_at_s=asked_at_s,
                 user=host.user,
             )
             for host, result in zip(hosts, results, strict=True)

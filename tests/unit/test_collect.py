@@ -21,7 +21,7 @@ from orchestrator import payload
 from orchestrator.collect import ask_all, collect
 from orchestrator.collector.main import STEP
 from orchestrator.inventory import AnsibleOptions, Host
-from orchestrator.model import Boot, Collected, Evidence, Step
+from orchestrator.model import Boot, Collected, Evidence, Limits, Step, Upkeep
 from orchestrator.payload import MAX_BYTES
 from orchestrator.reach.question import Question
 
@@ -58,20 +58,26 @@ def ask_hostile(folder: Path, force: str, *, timeout_s: float = 20.0) -> Collect
         return answer
 
 
+def said(answer: Collected) -> Evidence:
+    """What the host itself said, without what the controller noted beside it."""
+    assert answer.evidence
+    return msgspec.structs.replace(answer.evidence, asked_at_s=0.0, heard_at_s=0.0)
+
+
 # --- hosts that answer
 
 
 def test_a_host_answers_over_ssh_with_evidence_and_the_bytes_are_counted(honest: Sshd) -> None:
     (answer,) = ask(honest.host())
     assert answer.problem == ""
-    assert (answer.path, answer.evidence) == ("ssh", EVIDENCE)
+    assert (answer.path, said(answer)) == ("ssh", EVIDENCE)
     assert answer.bytes_sent == len(f"{len(PROGRAM)}\n") + len(PROGRAM)
     assert len(DOCUMENT) < answer.bytes_received < len(DOCUMENT) + 200
 
 
 def test_this_machine_answers_without_ssh(honest: Sshd) -> None:
     (answer,) = ask(msgspec.structs.replace(LOCAL, variables={"ansible_become": os.geteuid() == 0}))
-    assert (answer.problem, answer.path, answer.evidence) == ("", "local", EVIDENCE)
+    assert (answer.problem, answer.path, said(answer)) == ("", "local", EVIDENCE)
 
 
 # Reads what follows it, tells how far it is, and answers with the digest.
@@ -123,7 +129,7 @@ def test_noise_of_a_login_shell_does_not_hide_the_evidence(tmp_path: Path) -> No
     answer = ask_hostile(
         tmp_path, 'printf "Welcome\\n\\033[31mto hv1\\377\\n"; sh -c "$SSH_ORIGINAL_COMMAND"; echo bye'
     )
-    assert answer.evidence == EVIDENCE
+    assert said(answer) == EVIDENCE
 
 
 def test_the_collector_says_the_same_over_ssh_and_locally(honest: Sshd) -> None:
@@ -135,7 +141,16 @@ def test_the_collector_says_the_same_over_ssh_and_locally(honest: Sshd) -> None:
 
 def normalised(answer: Collected) -> Evidence:
     assert answer.evidence
-    return msgspec.structs.replace(answer.evidence, collected_at_s=0.0, duration_ms=0.0)
+    return msgspec.structs.replace(
+        answer.evidence,
+        collected_at_s=0.0,
+        duration_ms=0.0,
+        asked_at_s=0.0,
+        heard_at_s=0.0,
+        limits=Limits(),  # threads and files come and go
+        processes=None,
+        upkeep=Upkeep(),
+    )
 
 
 def test_a_user_without_rights_is_reported_as_such_by_the_collector(honest: Sshd) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 
 import msgspec
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from orchestrator.collector.main import BEGIN, END
 from orchestrator.model import Boot, Evidence
 from orchestrator.payload import MAX_BYTES, decode, payload, shape
+from orchestrator.reach.question import Answer, Question, interpret
 
 PRINTED = f"\n{BEGIN}\n{msgspec.json.encode(host()).decode()}\n{END}\n".encode()
 
@@ -74,6 +76,14 @@ def test_the_last_document_counts() -> None:
     assert decode(PRINTED.replace(b'"hv1"', b'"old"') + PRINTED).system.hostname == "hv1"
 
 
+def test_the_controller_notes_its_own_time_whatever_the_host_says_of_it() -> None:
+    question = Question(b"", decode, timeout_s=1.0)
+    before = time.time()
+    evidence = interpret("hv1", "ssh", Answer(PRINTED, b"", 0), question, asked_at_s=before).evidence
+    assert evidence
+    assert host().heard_at_s < evidence.asked_at_s == before <= evidence.heard_at_s <= time.time()
+
+
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [
@@ -88,6 +98,7 @@ def test_the_last_document_counts() -> None:
         (BEGIN.encode() + b'{"schema": 1}' + END.encode(), "collected_at_s"),
         (PRINTED.replace(b'"schema":1', b'"schema":2', 1), "schema 2"),
         (PRINTED.replace(b'"hv1"', b'"' + b"x" * 300 + b'"'), "length <= 256"),
+        (PRINTED.replace(b'"tainted":4096', b'"tainted":1' + b"0" * 400), "Expected `int` <= 9223372036854775807"),
         (b"x" * (100 << 20), "more than"),
     ],
 )

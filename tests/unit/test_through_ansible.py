@@ -19,7 +19,7 @@ from loopback import SSHD, Sshd, sshd
 from orchestrator import payload
 from orchestrator.collect import ask_all, collect
 from orchestrator.inventory import AnsibleOptions, load
-from orchestrator.model import Boot, Collected
+from orchestrator.model import Boot, Collected, Limits, Upkeep
 from orchestrator.reach.question import Question
 
 pytestmark = [pytest.mark.ansible, pytest.mark.skipif(not SSHD, reason="openssh-server is not installed")]
@@ -64,7 +64,16 @@ def write(folder: Path, server: Sshd, hosts: str) -> Path:
 def normalised(answer: Collected) -> object:
     """Evidence without what differs from one moment to the next."""
     assert answer.evidence, answer.problem
-    return msgspec.structs.replace(answer.evidence, collected_at_s=0.0, duration_ms=0.0)
+    return msgspec.structs.replace(
+        answer.evidence,
+        collected_at_s=0.0,
+        duration_ms=0.0,
+        asked_at_s=0.0,
+        heard_at_s=0.0,
+        limits=Limits(),  # threads and files come and go
+        processes=None,
+        upkeep=Upkeep(),
+    )
 
 
 def test_all_three_ways_bring_the_same_evidence(server: Sshd, tmp_path: Path) -> None:
