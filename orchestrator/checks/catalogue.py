@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from orchestrator.checks import (
-    confidential,
+    cgroups,
     clock,
+    confidential,
     contract,
     cpu,
     fleet,
@@ -15,6 +16,7 @@ from orchestrator.checks import (
     kernel,
     kvm,
     libvirt,
+    limits,
     memory,
     mounts,
     network,
@@ -44,6 +46,8 @@ GROUPS = (
     qemu,
     mounts,
     libvirt,
+    cgroups,
+    limits,
     security,
     remote,
     network,

@@ -26,7 +26,15 @@ UNUSABLE = "Give --boot file= the path of a qcow2 or raw image on this host that
     "A domain boots",
     sections=("guest", "kvm", "libvirt", "qemu"),
     requires=("qemu.binary", "libvirt.connect"),
-    explained_by=("memory.overcommit", "kvm.node", "kvm.capabilities", "kvm.exec", "kvm.open_as", "libvirt.kvm"),
+    explained_by=(
+        "memory.overcommit",
+        "kvm.node",
+        "kvm.capabilities",
+        "kvm.exec",
+        "kvm.open_as",
+        "libvirt.kvm",
+        "limits.files",
+    ),
     proves="libvirt, QEMU, firmware, disk, serial line and power management work together, as users will use them.",
     how="A transient domain, as deep as --boot says. firmware: a generated disk of 1 MiB, whose boot sector unmasks "
     "a nonce, writes it to the serial line and turns the machine off. uefi: OVMF starts its shell, which finds "

@@ -5,6 +5,8 @@ from __future__ import annotations
 from orchestrator.checks.registry import Case, Explanation, Topic, check, failed, passed
 from orchestrator.model import Finding
 
+BECOME = "Let the login user become root: ansible_become: true, and sudo without a password."
+
 CONVERGED = Topic(
     id="host.converged",
     title="The playbook finished",
@@ -46,7 +48,7 @@ def evidence(case: Case) -> Finding:
             f"collected as user {case.evidence.system.uid}, most answers need root",
             expected="uid 0",
             seen=f"uid {case.evidence.system.uid}",
-            fix="Set ansible_become: true, or let the login user run sudo without a password.",
+            fix=BECOME,
         )
     if case.evidence.errors:
         problems = "; ".join(f"{section}: {why}" for section, why in sorted(case.evidence.errors.items()))

@@ -1,5 +1,6 @@
 """The libvirt daemons and the QEMUs that run: what the kernel lets them have, and what they have."""
 
+import functools
 import glob
 import os
 import re
@@ -8,7 +9,10 @@ from typing import Any, Dict, List, Optional, Set
 from . import files
 
 QEMU = re.compile(r"/(?:qemu-system-\w+|qemu-kvm)(?: \(deleted\))?$")
-DAEMON = re.compile(r"/(libvirtd|virt[a-z]+d)(?: \(deleted\))?$")
+DAEMON = re.compile(
+    r"/(libvirtd|virt(?:qemu|network|nodedev|nwfilter|secret|storage|interface|proxy|log|lock)d)(?: \(deleted\))?$"
+)
+GUEST = re.compile(r"/machine-qemu[^/]*\.scope$|\.libvirt-qemu$")  # groups that libvirt made for a guest
 OURS = re.compile(r"qemu|virt[a-z]*d$|libvirtd$")
 UNIT = re.compile(r"(.*?\.(?:scope|service|libvirt-qemu))(?:/|$)")
 LIBRARY = re.compile(r"^\S+ \S+ \S+ \S+ \S+ +(/(?:usr|lib)\S*\.so(?:\.[\w.+-]*)?) \(deleted\)$", re.MULTILINE)
@@ -26,7 +30,7 @@ def look(proc: str = "/proc", cgroups: str = CGROUPS) -> Optional[List[Dict[str,
         found = running(proc)
     except PermissionError:
         return None
-    everywhere = listeners(proc)
+    everywhere = listeners(proc) if "" in found.values() else {}
     described = [describe(proc, cgroups, pid, program, everywhere) for pid, program in sorted(found.items())[:MOST]]
     still = running(proc)  # what has ended meanwhile was described from what was left of it
     return [runner for runner in described if runner["pid"] in still]
@@ -59,7 +63,7 @@ def describe(proc: str, cgroups: str, pid: int, program: str, everywhere: Dict[s
     opened = descriptors(folder)
     return {
         "pid": pid,
-        "name": program or guest_name(cmdline),
+        "name": program or guest_name(cmdline) or "process {}".format(pid),
         "guest": not program,
         "files": None if opened is None else len(opened),
         "files_max": limits.get("Max open files", (None, None))[0],
@@ -68,7 +72,7 @@ def describe(proc: str, cgroups: str, pid: int, program: str, everywhere: Dict[s
         "tasks": files.number(unit + "/pids.current"),
         "tasks_max": ceiling(unit + "/pids.max"),
         "tasks_refused": refused(files.text(unit + "/pids.events")),
-        "controllers": words(unit + "/cgroup.controllers"),
+        "controllers": words(unit + "/cgroup.controllers") if GUEST.search(unit) else None,
         "replaced": replaced(folder + "/maps"),
         "listens": [] if program else heard_by_all(cmdline, opened or [], everywhere),
     }
@@ -82,8 +86,11 @@ def guest_name(cmdline: List[str]) -> str:
 
 def ceilings(text: str) -> Dict[str, Any]:
     """Name -> soft and hard limit of /proc/PID/limits; -1 is no limit."""
-    rows = re.findall(r"^(Max [a-z ]+?)\s{2,}(\d+|unlimited)\s+(\d+|unlimited)", text, re.MULTILINE)
-    return {name: tuple(-1 if value == "unlimited" else int(value) for value in pair) for name, *pair in rows}
+    rows = re.findall(r"^(Max [a-z ]+?)\s{2,}(\d{1,20}|unlimited)\s+(\d{1,20}|unlimited)", text, re.MULTILINE)
+    return {
+        name: tuple(-1 if value == "unlimited" else min(int(value), files.LARGEST) for value in pair)
+        for name, *pair in rows
+    }
 
 
 def ceiling(path: str) -> Optional[int]:
@@ -92,7 +99,7 @@ def ceiling(path: str) -> Optional[int]:
 
 def refused(events: str) -> Optional[int]:
     """How often pids.events says that the limit was reached."""
-    found = re.search(r"^max (\d+)$", events, re.MULTILINE)
+    found = re.search(r"^max (\d{1,18})$", events, re.MULTILINE)
     return int(found.group(1)) if found else None
 
 
@@ -138,11 +145,17 @@ def readlinks(folder: str) -> List[str]:
     return found
 
 
+@functools.lru_cache(maxsize=4)
+def sockets(path: str) -> str:
+    """/proc/net/tcp or tcp6. The kernel walks through all its buckets for it, which takes 30 ms."""
+    return files.text(path, 4 << 20)
+
+
 def listeners(proc: str) -> Dict[str, str]:
     """Socket -> address and port of those that listen for everybody, on all of the host's addresses."""
     found = {}
     for name in ("tcp", "tcp6"):
-        for line in files.text("{}/net/{}".format(proc, name), 4 << 20).splitlines()[1:]:
+        for line in sockets("{}/net/{}".format(proc, name)).splitlines()[1:]:
             fields = line.split()
             if len(fields) > 9 and fields[3] == LISTEN:
                 where, _, port = fields[1].partition(":")

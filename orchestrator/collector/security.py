@@ -7,7 +7,7 @@ import re
 import stat
 from typing import Any, Dict, Iterator, List, Optional, Set
 
-from . import files, inventory, libvirt, shell
+from . import files, inventory, libvirt, processes, shell
 from .contract import Contract
 
 QEMU = re.compile(r"/(qemu-system-\w+|qemu-kvm)( \(deleted\))?$")
@@ -36,7 +36,7 @@ def look(contract: Contract) -> Dict[str, Any]:
         "sockets": sockets(),
         "asks": {name: asks(name) for name in libvirt.FAMILY},
         "polkit": bool(shell.which("pkcheck")),
-        "tcp": [line for path in ("tcp", "tcp6") for line in listening(files.text("/proc/net/" + path, 4 << 20))],
+        "tcp": [line for path in ("tcp", "tcp6") for line in listening(processes.sockets("/proc/net/" + path))],
         "firewall": firewall(contract.text("security.firewall.backend")),
         "qemu_conf": qemu_conf(),
     }

@@ -28,7 +28,7 @@ TCP = """\
   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
    0: 00000000:170C 00000000:0000 0A 00000000:00000000 00:00000000 00000000 64055        0 4001 1 0000 100 0 0 10 0
    1: 0100007F:170D 00000000:0000 0A 00000000:00000000 00:00000000 00000000 64055        0 4002 1 0000 100 0 0 10 0
-   2: 00000000:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4003 1 0000 100 0 0 10 0
+   2: 0A00000A:170F 00000000:0000 0A 00000000:00000000 00:00000000 00000000 64055        0 4003 1 0000 100 0 0 10 0
    3: 00000000:170E 0A000001:C350 01 00000000:00000000 00:00000000 00000000 64055        0 4004 1 0000 100 0 0 10 0
 """
 TCP6 = """\
@@ -45,7 +45,7 @@ def machine(
     proc, process = folder / "proc", folder / "proc" / "71"
     (process / "fd").mkdir(parents=True)
     (proc / "net").mkdir()
-    for number, target in enumerate(("socket:[4001]", "socket:[4005]", "anon_inode:inotify", "/dev/kvm")):
+    for number, target in enumerate(("anon_inode:inotify", "/dev/kvm", *(f"socket:[{4001 + i}]" for i in range(6)))):
         (process / "fd" / str(number)).symlink_to(target)
     (process / "exe").symlink_to(f"/usr/bin/{exe}")
     (process / "cmdline").write_text(f"/usr/bin/{exe}\0{cmdline}")
@@ -77,7 +77,7 @@ def test_a_guest_is_described_by_what_the_kernel_says_of_it(tmp_path: Path) -> N
             "pid": 71,
             "name": "web",
             "guest": True,
-            "files": 4,
+            "files": 8,
             "files_max": 8192,
             "memlock_max": -1,
             "raises_limits": True,
@@ -100,8 +100,17 @@ def test_a_daemon_is_no_guest_and_its_sockets_are_its_own_affair(exe: str, tmp_p
 
 
 @pytest.mark.usefixtures("root")
+def test_a_qemu_of_a_user_has_its_own_groups_and_a_number_for_a_name(tmp_path: Path) -> None:
+    proc = machine(tmp_path, cmdline="-nographic\0")
+    (proc / "71" / "cgroup").write_text("0::/user.slice/user-1000.slice/session-1.scope\n")
+    found = processes.look(str(proc), str(tmp_path / "cgroup"))
+    assert found
+    assert (found[0]["name"], found[0]["controllers"], found[0]["tasks"]) == ("process 71", None, None)
+
+
+@pytest.mark.usefixtures("root")
 def test_other_programs_are_left_out(tmp_path: Path) -> None:
-    assert processes.look(str(machine(tmp_path, exe="virtiofsd-helper"))) == []
+    assert processes.look(str(machine(tmp_path, exe="virtiofsd"))) == []
 
 
 def test_who_is_not_root_does_not_say_that_there_are_no_guests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +145,7 @@ def test_a_process_that_is_closed_even_to_root_hides_a_guest_only_if_it_may_be_o
     ],
 )
 def test_a_screen_with_tls_is_not_open(arguments: list[str], left: list[str]) -> None:
-    everywhere = {"socket:[4001]": "0.0.0.0:5900", "socket:[4005]": "[::]:5900", "socket:[4003]": "0.0.0.0:22"}
+    everywhere = {"socket:[4001]": "0.0.0.0:5900", "socket:[4005]": "[::]:5900", "socket:[22]": "0.0.0.0:22"}
     assert processes.heard_by_all(arguments, ["socket:[4001]", "socket:[4005]", "/dev/kvm"], everywhere) == left
 
 
