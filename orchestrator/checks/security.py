@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+
 from orchestrator.checks.contract import PROVISION
-from orchestrator.checks.registry import Case, check, failed, not_applicable, passed, plain, warned
+from orchestrator.checks.host import BECOME
+from orchestrator.checks.registry import Case, check, failed, not_applicable, passed, plain, undecided, warned
 from orchestrator.model import Finding, Firewall, FirewallWish, Module, Process, SecurityWish
 
 NAMES = {"selinux": "SELinux", "apparmor": "AppArmor"}
@@ -232,4 +235,148 @@ def nested(case: Case) -> Finding:
     return failed(f"{', '.join(on)} nests", expected="0", seen="1", fix=fix)
 
 
-CHECKS = (svirt, user, sandbox, sockets, firewall, nested)
+@check(
+    "security.listeners",
+    "Screens and consoles of guests are not open to everybody",
+    sections=("processes", "security"),
+    requires=("contract.present",),
+    explained_by=("security.firewall",),
+    proves="No QEMU listens on all addresses of the host without TLS: a screen (VNC, SPICE) is the guest's console, "
+    "and its password can be guessed or overheard.",
+    how="The sockets of every QEMU against /proc/net/tcp and tcp6; a VNC screen with tls-creds and the tls-port of "
+    "SPICE are left out, and so is what the firewall of the contract closes, and the ports of migrations.",
+    todo="Take listen='0.0.0.0' out of the guest's <graphics>, and vnc_listen and spice_listen out of qemu.conf; then "
+    "end and start the guest. Tunnel instead: `virt-viewer -c qemu+ssh://HOST/system GUEST`.",
+)
+def listeners(case: Case) -> Finding:
+    if case.evidence.processes is None:
+        return undecided("the sockets of guests cannot be looked at", fix=BECOME)
+    guests = [runner for runner in case.evidence.processes if runner.guest]
+    shut = _closed(case)
+    heard = {guest.name: [address for address in guest.listens if not _migrates(address)] for guest in guests}
+    open_ = {name: [one for one in addresses if _port(one) not in shut] for name, addresses in heard.items()}
+    found = [f"{name} {', '.join(addresses)}" for name, addresses in open_.items() if addresses]
+    if found and case.profile != "lab":
+        verdict = failed if case.profile == "multi-tenant" else warned
+        names = "; ".join(found[:4]) + ("; ..." if found[4:] else "")
+        fix = "Take listen='0.0.0.0' out of its <graphics> and vnc_listen out of qemu.conf, then end and start it."
+        return verdict(f"open to everybody: {names}", expected="127.0.0.1, or TLS", seen=found[0], fix=fix)
+    hidden = sum(map(bool, heard.values())) - len(found)
+    words = (
+        f"; {len(found)} listen for everybody"
+        if found
+        else f"; the firewall closes those of {hidden}"
+        if hidden
+        else ""
+    )
+    return passed(f"{len(guests)} guests{words}")
+
+
+def _port(address: str) -> int:
+    port = address.rpartition(":")[2]
+    return int(port) if port.isdecimal() else 0
+
+
+def _migrates(address: str) -> bool:
+    """libvirt's ports for migrations, on which QEMU listens as long as one lasts."""
+    return 49152 <= _port(address) <= 49215
+
+
+def _closed(case: Case) -> set[int]:
+    """Ports that the firewall of the contract closes, where its rules are live."""
+    wish, found = case.wishes.security.firewall, case.evidence.security.firewall
+    if not wish.backend or found.error or _differences(wish, found):
+        return set()
+    ranges = [text.partition("-") for text in wish.sets.get("closed", ())]
+    pairs = [(first, last or first) for first, _, last in ranges]
+    return {
+        port for first, last in pairs if first.isdecimal() and last.isdecimal()
+        for port in range(int(first), min(int(last), 65535) + 1)
+    }  # fmt: skip
+
+
+@check(
+    "security.members",
+    "Only those who were named may manage guests",
+    sections=("members",),
+    requires=("contract.present",),
+    proves="Nobody but the users of the contract is in libvirt's group: with libvirt, who can change guests can become "
+    "root.",
+    how="The members of the group, and the local users whose primary group it is. Who is in sudo, wheel or admin as "
+    "well gains nothing by it, and is left out.",
+    todo="`gpasswd -d USER libvirt`, and end the user's sessions; or put the user into libvirt_users and provision.",
+)
+def members(case: Case) -> Finding:
+    wish, found = case.wishes, case.evidence.members
+    group = wish.libvirt.group
+    if group not in found:
+        return not_applicable(f"there is no group {group}")
+    mighty = {user for name in ("sudo", "wheel", "admin") for user in found.get(name, ())}
+    strange = [user for user in found[group] if user not in {*wish.libvirt.users, "root"} | mighty]
+    if not strange:
+        return passed(f"{len(found[group])} in the group {group}, all of them known")
+    names = ", ".join(strange)
+    if case.profile == "lab" and wish.qemu.user not in strange:
+        return passed(f"in the group {group} without being declared: {names}")
+    verdict = failed if case.profile == "multi-tenant" or wish.qemu.user in strange else warned
+    quit_ = " && ".join(shlex.join(["gpasswd", "-d", user, group]) for user in strange[:5])
+    return verdict(
+        f"can become root through the group {group}, and was not declared: {names}",
+        expected=", ".join(wish.libvirt.users) or "nobody",
+        seen=names,
+        fix=f"Run `{quit_}`, or put them into libvirt_users and provision.",
+    )
+
+
+# Setting of qemu.conf, in one spelling -> what it does.
+LOOSE = {
+    "user": (("root", "0", "+0"), "guests run as root"),
+    "group": (("root", "0", "+0"), "guests run in the group root"),
+    "security_driver": (("none", "[none]"), "nothing confines guests"),
+    "security_default_confined": (("0",), "guests that do not ask for it are not confined"),
+    "clear_emulator_capabilities": (("0",), "QEMU keeps capabilities"),
+    "seccomp_sandbox": (("0",), "QEMU has no sandbox"),
+    "namespaces": (("[]",), "QEMU sees every device in /dev"),
+    "relaxed_acs_check": (("1",), "devices that can reach each other go to different guests"),
+}
+
+
+@check(
+    "security.qemu_conf",
+    "qemu.conf takes no protection away",
+    sections=("security",),
+    requires=("contract.present",),
+    explained_by=("libvirt.settings", "security.user", "security.sandbox"),
+    proves="Guests that are started from now on are confined as libvirt does by default. What the contract itself sets "
+    "is left out, the other checks of this group look at that.",
+    how="In qemu.conf: " + ", ".join(LOOSE) + ".",
+    todo="Take the line out of /etc/libvirt/qemu.conf and restart the daemon; guests that run are not changed by it. "
+    "If it is meant, put it into libvirt_qemu_settings and provision.",
+)
+def qemu_conf(case: Case) -> Finding:
+    found = case.evidence.security.qemu_conf
+    if found is None:
+        return undecided("/etc/libvirt/qemu.conf cannot be read", fix=BECOME)
+    settings = {
+        key: value
+        for name, table in case.wishes.libvirt.settings.items()
+        if name.rpartition("/")[2] == "qemu.conf"
+        for key, value in table.items()
+    }
+    loose = {
+        key: why
+        for key, (values, why) in LOOSE.items()
+        if key in found and plain(found[key]) in values and plain(settings.get(key, "")) != plain(found[key])
+    }
+    if not loose:
+        return passed("nothing is taken away")
+    words = "; ".join(f"{key} = {found[key]}: {why}" for key, why in loose.items())
+    if case.profile == "lab" and "user" not in loose:
+        return passed(words)
+    fix = f"Take {', '.join(loose)} out of /etc/libvirt/qemu.conf, then restart the daemon; guests go on."
+    return (failed if case.profile == "multi-tenant" else warned)(
+        words, expected="libvirt's defaults", seen=words, fix=fix
+    )
+
+
+CHECKS = (svirt, user, sandbox, sockets, firewall, nested, listeners, members, qemu_conf)
