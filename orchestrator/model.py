@@ -622,8 +622,6 @@ class Upkeep(msgspec.Struct, frozen=True):
     kernels: Names | None = None  # releases that could be booted
     tainted: Count | None = None  # /proc/sys/kernel/tainted
     oom_kills: Count | None = None  # since boot
-    memory_errors: Count | None = None  # uncorrected, since boot; None where nobody counts
-    memory_corrected: Count | None = None
 
 
 class Evidence(msgspec.Struct, frozen=True):

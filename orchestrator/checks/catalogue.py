@@ -26,6 +26,7 @@ from orchestrator.checks import (
     security,
     storage,
     tuning,
+    upkeep,
     windows,
 )
 from orchestrator.checks.registry import Check, Topic
@@ -55,6 +56,7 @@ GROUPS = (
     network,
     storage,
     guests,
+    upkeep,
     guest,
     windows,
 )

@@ -34,6 +34,7 @@ UNUSABLE = "Give --boot file= the path of a qcow2 or raw image on this host that
         "kvm.open_as",
         "libvirt.kvm",
         "limits.files",
+        "upkeep.disk",
     ),
     proves="libvirt, QEMU, firmware, disk, serial line and power management work together, as users will use them.",
     how="A transient domain, as deep as --boot says. firmware: a generated disk of 1 MiB, whose boot sector unmasks "

@@ -1,4 +1,4 @@
-"""What wears off with time: units that failed, disks that fill, kernels that wait, errors that the kernel counted."""
+"""What wears off with time: units that failed, disks that fill, kernels that wait, kills that the kernel counted."""
 
 import glob
 import os
@@ -9,7 +9,6 @@ from . import files, shell
 
 PLACES = ("/", "/boot", "/var", "/var/log", "/var/lib", "/var/lib/libvirt")
 REMOTE = re.compile(r"nfs|cifs|smb|ceph|gluster|fuse|9p|lustre|gpfs|ocfs|gfs|autofs|virtiofs")
-EDAC = "/sys/devices/system/edac/mc"
 
 
 def look() -> Dict[str, Any]:
@@ -19,8 +18,6 @@ def look() -> Dict[str, Any]:
         "kernels": kernels(),
         "tainted": files.number("/proc/sys/kernel/tainted"),
         "oom_kills": oom_kills(files.text("/proc/vmstat")),
-        "memory_errors": counted("ue_count"),
-        "memory_corrected": counted("ce_count"),
     }
 
 
@@ -65,10 +62,3 @@ def kernels(root: str = "") -> List[str]:
 def oom_kills(vmstat: str) -> Optional[int]:
     found = re.search(r"^oom_kill (\d{1,18})$", vmstat, re.MULTILINE)
     return int(found.group(1)) if found else None
-
-
-def counted(name: str, folder: str = EDAC) -> Optional[int]:
-    """The errors of all memory controllers; None where no driver counts them."""
-    found = [files.number(path) for path in glob.glob("{}/mc*/{}".format(folder, name))]
-    numbers = [number for number in found if number is not None]
-    return sum(numbers) if numbers else None

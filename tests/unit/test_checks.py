@@ -56,6 +56,25 @@ def test_what_does_not_pass_says_what_to_do_in_one_line() -> None:
             assert finding.fix or finding.status in ("pass", "skip"), (path, finding)
 
 
+@pytest.mark.parametrize("count", [-1, 0, 2**63 - 1])
+@pytest.mark.parametrize("moment", [-1e308, 0.0, 1.7e308])
+def test_no_number_of_a_hostile_host_stops_the_judge(count: int, moment: float) -> None:
+    disk = {"size_mib": count, "free_mib": count, "inodes": count, "inodes_free": count}
+    runner = dict.fromkeys(("files", "files_max", "memlock_max", "tasks", "tasks_max", "tasks_refused"), count)
+    limits = ("files", "files_max", "threads", "threads_max", "pid_max", "aio", "aio_max", "inotify", "inotify_max")
+    evidence = {
+        "collected_at_s": moment,
+        "duration_ms": moment,
+        "clock": {"max_error_ms": moment},
+        "processes": [{"pid": count, "name": "libvirtd", "replaced": [], **runner}],
+        "limits": dict.fromkeys(limits, count),
+        "leaks": {"ksm_sharing": count},
+        "upkeep": {"disks": {"/": disk}, "tainted": count, "oom_kills": count},
+    }
+    for profile in ("lab", "production", "multi-tenant"):
+        assert judged(host(evidence, {"profile": profile}), profile).verdict
+
+
 @pytest.mark.parametrize("topic", topics(), ids=lambda topic: topic.id)
 def test_every_topic_explains_itself(topic) -> None:
     assert explain(topic.id) is topic

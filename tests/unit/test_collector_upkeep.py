@@ -97,14 +97,6 @@ def test_kills_are_counted_by_the_kernel() -> None:
     assert upkeep.oom_kills("drop_slab 0\n") is None
 
 
-def test_memory_errors_of_all_controllers_are_added(tmp_path: Path) -> None:
-    for number, count in enumerate(("2", "3")):
-        (tmp_path / f"mc{number}").mkdir()
-        (tmp_path / f"mc{number}" / "ue_count").write_text(count + "\n")
-    assert upkeep.counted("ue_count", str(tmp_path)) == 5
-    assert upkeep.counted("ce_count", str(tmp_path)) is None
-
-
 # --- security and members
 
 
