@@ -29,6 +29,7 @@ __all__ = [
     "Speed",
     "OpenAs",
     "Kvm",
+    "Accel",
     "Qemu",
     "Unit",
     "Libvirt",
@@ -260,6 +261,17 @@ class Kvm(msgspec.Struct, frozen=True):
     sev: bool = False  # /dev/sev is a device
 
 
+class Accel(msgspec.Struct, frozen=True):
+    """QEMU without a machine, asked over QMP whether it uses KVM."""
+
+    outcome: Literal["works", "broken", "skipped"] = "skipped"
+    user: Short = ""  # as whom it ran, "" for the collector's own
+    version: Short = ""
+    enabled: bool | None = None  # of query-kvm
+    detail: Text = ""  # why there is no answer
+    duration_ms: float = 0.0
+
+
 class Qemu(msgspec.Struct, frozen=True):
     """The emulator and what it needs beside it."""
 
@@ -271,6 +283,7 @@ class Qemu(msgspec.Struct, frozen=True):
     firmware: Names = ()  # names of the descriptors in /usr/share/qemu/firmware
     swtpm: Short = ""  # path
     swtpm_version: Short = ""
+    accel: Accel = Accel()
 
 
 class Unit(msgspec.Struct, frozen=True):
@@ -398,6 +411,7 @@ class Process(msgspec.Struct, frozen=True):
     name: Short = ""  # of the guest
     user: Short = ""
     uid: int = -1
+    binary: Short = ""  # /proc/PID/exe, which tells when the file was removed or replaced
     label: Short = ""  # of SELinux or AppArmor, "" without either
     sandboxed: bool = False  # the kernel filters its system calls, and more of them than the collector's
 

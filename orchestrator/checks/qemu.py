@@ -1,10 +1,15 @@
-"""Is the emulator complete?"""
+"""Is the emulator complete, does it use KVM, and is it the one that guests run on?"""
 
 from __future__ import annotations
 
+import re
+
 from orchestrator.checks.contract import PROVISION
-from orchestrator.checks.registry import Case, check, failed, not_applicable, passed
+from orchestrator.checks.registry import Case, check, failed, not_applicable, passed, undecided, warned
 from orchestrator.model import Finding
+
+PACKAGE = re.compile(r"qemu-(system-\w+|x86|arm|kvm|base)")
+"""The package that brings the emulator, by its name on every platform: not its parts, nor what lies beside it."""
 
 
 @check(
@@ -29,6 +34,42 @@ def binary(case: Case) -> Finding:
     return passed(f"{found.binary} {found.version}")
 
 
+def numbers(version: str) -> tuple[int, ...]:
+    """The upstream version of a package, or of a program, as numbers: 1:7.2+dfsg-7 is 7, 2."""
+    found = re.match(r"(?:\d+:)?(\d+(?:\.\d+)*)", version)
+    return tuple(int(number) for number in found.group(1).split(".")) if found else ()
+
+
+@check(
+    "qemu.version",
+    "QEMU is the one of its package",
+    sections=("qemu", "packages"),
+    requires=("contract.present", "qemu.binary"),
+    explained_by=("contract.packages",),
+    proves="The QEMU that libvirt starts has the version of the installed package, and not one that somebody put there "
+    "beside it, which gets no security updates.",
+    how="Major and minor number of --version, against the version of the contract's package.",
+    todo="Find out where it comes from: `dpkg -S PATH` or `rpm -qf PATH`. Install the package again.",
+)
+def version(case: Case) -> Finding:
+    found = case.evidence.qemu
+    packages = {name: text for name, text in case.evidence.packages.items() if PACKAGE.fullmatch(name) and text}
+    if not packages:
+        return not_applicable("the contract names no installed package of QEMU")
+    known = {numbers(text)[:2] for text in packages.values()} - {()}
+    if not known:
+        return undecided(f"no number in {next(iter(packages.values()))}", fix="Compare by hand; please report it.")
+    if numbers(found.version)[:2] not in known:
+        name, text = next(iter(packages.items()))
+        return warned(
+            f"{found.binary} is {found.version}, the package {name} is {text}",
+            expected=text,
+            seen=found.version,
+            fix=f"Find out where {found.binary} comes from, and install the package {name} again.",
+        )
+    return passed(f"{found.version}, of {', '.join(packages)}")
+
+
 @check(
     "qemu.kvm",
     "QEMU can use KVM",
@@ -49,6 +90,63 @@ def kvm(case: Case) -> Finding:
             fix="Install the distribution's QEMU.",
         )
     return passed(f"accelerators: {', '.join(found.accelerators)}")
+
+
+REASONS = {
+    "Permission denied": "Let QEMU's user open /dev/kvm: it belongs to the group of kvm.permission.",
+    "Device or resource busy": "Another hypervisor (VirtualBox, VMware) holds the processor's virtualization: stop it.",
+    "No such file or directory": "Load the module kvm_intel or kvm_amd.",
+}
+
+
+@check(
+    "qemu.accel",
+    "QEMU uses KVM",
+    sections=("qemu", "kvm"),
+    requires=("qemu.binary", "qemu.kvm", "kvm.node"),
+    explained_by=("kvm.permission", "kvm.api", "kvm.open_as", "kvm.exec"),
+    lab_warns=True,
+    proves="This QEMU, as the user that guests run as, really gets KVM from the kernel.",
+    how="QEMU is started without a machine and with KVM, asked over QMP (query-kvm), and quit: some 50 ms.",
+    todo="Start it yourself, it says why: `runuser -u libvirt-qemu -- qemu-system-x86_64 -machine none,accel=kvm "
+    "-display none`. What confines it has its say in `dmesg`.",
+)
+def accel(case: Case) -> Finding:
+    found = case.evidence.qemu.accel
+    who = f" as {found.user}" if found.user else ""
+    if found.outcome == "skipped":
+        return undecided("QEMU was not asked", fix="Run `kvmfleet validate` again.")
+    if found.outcome == "broken":
+        seen = "it runs without" if found.enabled is False else found.detail or "no answer"
+        fix = next((text for reason, text in REASONS.items() if reason in seen), "Start it by hand: it says why.")
+        return failed(f"QEMU does not get KVM{who}: {seen}", expected="enabled", seen=seen, fix=fix)
+    return passed(f"QEMU {found.version} uses KVM{who}")
+
+
+@check(
+    "qemu.current",
+    "Guests run on the installed QEMU",
+    sections=("security", "qemu"),
+    requires=("qemu.binary",),
+    proves="No guest runs on a QEMU that was replaced or removed meanwhile: it would lack the security updates.",
+    how="/proc/PID/exe of every QEMU, which says (deleted) when its file is gone or another one has its name.",
+    todo="End such a guest and start it again, or migrate it away and back: a reboot from inside is not enough.",
+)
+def current(case: Case) -> Finding:
+    guests = case.evidence.security.guests
+    unread = [guest for guest in guests if not guest.binary]
+    if unread:
+        return undecided(f"{len(unread)} guests do not tell their program", fix="Validate as root (become).")
+    old = [guest.name or f"process {guest.pid}" for guest in guests if guest.binary.endswith(" (deleted)")]
+    if old:
+        names = ", ".join(old[:5]) + (f" and {len(old) - 5} more" if old[5:] else "")
+        return warned(
+            f"{len(old)} of {len(guests)} guests run on a QEMU that was replaced: {names}",
+            expected=case.evidence.qemu.version,
+            seen="an older one",
+            fix="Shut those guests down and start them again, or migrate them away and back.",
+        )
+    return passed(f"{len(guests)} guests run on the installed QEMU" if guests else "no guest runs")
 
 
 @check(
@@ -106,4 +204,4 @@ def tpm(case: Case) -> Finding:
     return passed(f"{found.swtpm} {found.swtpm_version}")
 
 
-CHECKS = (binary, kvm, img, firmware, tpm)
+CHECKS = (binary, version, kvm, accel, current, img, firmware, tpm)

@@ -54,7 +54,7 @@ def sections(wish: boots.Wish, deadline: Deadline) -> List[Section]:
         ("cpu", 3, lambda found: cpu.look()),
         ("kernel", 5, lambda found: kernel.look(contract(found), found.get("system", {}).get("container", ""))),
         ("kvm", 15, lambda found: kvm.look(contract(found), wish.depth)),
-        ("qemu", 20, lambda found: qemu.look(contract(found))),
+        ("qemu", 20, lambda found: qemu.look(contract(found), found.get("kvm", {}).get("node", {}))),
         ("libvirt", 40, lambda found: libvirt.look(contract(found))),
         ("storage", 40, lambda found: storage.look(contract(found), found.get("libvirt", {}))),
         ("network", 30, lambda found: network.look(contract(found), found.get("libvirt", {}))),

@@ -4,15 +4,21 @@ import glob
 import json
 import os
 import re
-from typing import Any, Dict, List
+import time
+from typing import Any, Callable, Dict, List, Optional
 
-from . import files, shell
+from . import files, kvm, shell
 from .contract import Contract
 
 FOLDERS = ("/usr/share/qemu/firmware", "/etc/qemu/firmware")
+QUESTIONS = b"".join(
+    json.dumps({"execute": command}).encode("ascii") + b"\n"
+    for command in ("qmp_capabilities", "query-version", "query-kvm", "quit")
+)
 
 
-def look(contract: Contract) -> Dict[str, Any]:
+def look(contract: Contract, node: Dict[str, Any]) -> Dict[str, Any]:
+    """`node` is /dev/kvm, as the section kvm found it."""
     binary = find(contract.text("qemu.binary"))
     found: Dict[str, Any] = {
         "binary": binary,
@@ -25,6 +31,8 @@ def look(contract: Contract) -> Dict[str, Any]:
     if found["swtpm"]:
         # "TPM emulator version 0.7.1, Copyright ..."
         found["swtpm_version"] = version(shell.run([found["swtpm"], "--version"]).out)
+    if "kvm" in found.get("accelerators", []) and node.get("exists") and not node.get("errno"):
+        found["accel"] = accel(binary, kvm.qemu_user(contract) if os.geteuid() == 0 else None)
     return found
 
 
@@ -39,8 +47,8 @@ def find(wanted: str) -> str:
 def ask(binary: str) -> Dict[str, Any]:
     """Version and accelerators. A binary that does not start says why on stderr."""
     try:
-        shown = shell.run([binary, "--version"])
-        offered = shell.run([binary, "-accel", "help"])
+        with shell.ahead([binary, "--version"], [binary, "-accel", "help"]) as pending:
+            shown, offered = [one.result() for one in pending]
     except OSError as error:
         return {"error": str(error)}
     if shown.code != 0:
@@ -50,6 +58,45 @@ def ask(binary: str) -> Dict[str, Any]:
         # one name a line under "Accelerators supported in QEMU binary:"
         "accelerators": sorted(set(re.findall(r"^(\w+)$", offered.out, re.MULTILINE))),
     }
+
+
+def accel(binary: str, user: Optional[kvm.User], timeout_s: float = 8.0) -> Dict[str, Any]:
+    """A QEMU without a machine, asked over QMP whether it uses KVM; as the user that guests run as."""
+    argv = [binary, "-machine", "none,accel=kvm", "-display", "none", "-nodefaults", "-qmp", "stdio"]
+    found: Dict[str, Any] = {"user": user.name if user else ""}
+    begun = time.monotonic()
+    try:
+        said = shell.talk(argv, QUESTIONS, timeout_s, becoming(user) if user else None)
+    except OSError as error:
+        return dict(found, outcome="broken", detail=str(error))
+    return dict(found, duration_ms=(time.monotonic() - begun) * 1000, **answers(said))
+
+
+def becoming(user: kvm.User) -> Callable[[], None]:
+    def become() -> None:
+        os.setgroups(user.groups)
+        os.setgid(user.gid)
+        os.setuid(user.uid)
+
+    return become
+
+
+def answers(said: shell.Result) -> Dict[str, Any]:
+    """Of query-version and query-kvm; or why there is none, which QEMU says on stderr."""
+    found: Dict[str, Any] = {}
+    for line in said.out.splitlines():
+        try:
+            answer = json.loads(line)["return"]
+            if "qemu" in answer:
+                found["version"] = "{major}.{minor}.{micro}".format(**answer["qemu"])
+            if "enabled" in answer:
+                found["enabled"] = bool(answer["enabled"])
+        except (ValueError, KeyError, TypeError):  # the greeting, an event, an error
+            continue
+    if "enabled" in found:
+        return dict(found, outcome="works" if found["enabled"] else "broken", detail="")
+    lines = [line.strip() for line in said.err.splitlines() if line.strip()]
+    return dict(found, outcome="broken", detail=" ".join(lines)[-500:] or "exit {}".format(said.code))
 
 
 def version(text: str) -> str:

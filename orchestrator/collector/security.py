@@ -54,7 +54,8 @@ def guests(proc: str = "/proc") -> List[Dict[str, Any]]:
     ours = filters(proc + "/self")
     for folder in glob.glob(proc + "/[0-9]*"):
         try:
-            if not QEMU.search(os.readlink(folder + "/exe")):
+            binary = os.readlink(folder + "/exe")
+            if not QEMU.search(binary):
                 continue
             owner = os.stat(folder).st_uid
         except OSError:  # a thread of the kernel, or gone meanwhile
@@ -66,6 +67,7 @@ def guests(proc: str = "/proc") -> List[Dict[str, Any]]:
                 "name": name.group(1) if name else "",
                 "user": inventory.user_name(owner),
                 "uid": owner,
+                "binary": binary,
                 "label": files.text(folder + "/attr/current").strip("\0\n "),
                 "sandboxed": filters(folder) > ours,
             }

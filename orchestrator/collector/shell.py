@@ -1,13 +1,14 @@
 """Run a command of the host: C locale, stdin closed, limited in time and output, no process left behind."""
 
 import collections
+import contextlib
 import os
 import select
 import shutil
 import signal
 import subprocess
 import time
-from typing import IO, Dict, List, Sequence
+from typing import IO, Any, Callable, Dict, Iterator, List, Optional, Sequence
 
 from .limits import patient
 
@@ -23,11 +24,11 @@ def which(name: str) -> str:
     return shutil.which(name, path=PATH) or ""
 
 
-def start(argv: Sequence[str], **options: int) -> "subprocess.Popen[bytes]":
+def start(argv: Sequence[str], **options: Any) -> "subprocess.Popen[bytes]":
     """A process in a session of its own, so that `end` reaches its children too."""
-    pipes: Dict[str, int] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    pipes: Dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     pipes.update(options)
-    return subprocess.Popen(list(argv), env=ENVIRONMENT, cwd="/", start_new_session=True, **pipes)  # type: ignore
+    return subprocess.Popen(list(argv), env=ENVIRONMENT, cwd="/", start_new_session=True, **pipes)
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
@@ -47,12 +48,55 @@ def end(process: "subprocess.Popen[bytes]") -> None:
 
 def run(argv: Sequence[str], timeout_s: float = 10.0) -> Result:
     """Exit code and decoded output. Raises OSError when it cannot start or is not done in time."""
-    process = start(argv)
+    with ahead(argv) as (pending,):
+        return pending.result(timeout_s)
+
+
+class Pending:
+    """A command that runs while something else is done."""
+
+    def __init__(self, argv: Sequence[str], process: "subprocess.Popen[bytes]") -> None:
+        self.argv, self.process = argv, process
+
+    def result(self, timeout_s: float = 10.0) -> Result:
+        """As `run`; the time counts from here. Ask once."""
+        try:
+            out, err = _drain(self.process, self.argv, time.monotonic() + patient(timeout_s))
+            return Result(self.process.wait(2), _text(out), _text(err))
+        except subprocess.TimeoutExpired as error:
+            raise OSError("`{}` closed its output and did not end".format(self.argv[0])) from error
+
+
+@contextlib.contextmanager
+def ahead(*commands: Sequence[str]) -> Iterator[List[Pending]]:
+    """Commands that run side by side. None outlives the body, whatever ends it. Raises OSError where one cannot start.
+
+    One that prints more than a pipe holds waits until it is asked for its result.
+    """
+    started: List[Pending] = []
     try:
-        out, err = _drain(process, argv, time.monotonic() + patient(timeout_s))
-        return Result(process.wait(2), _text(out), _text(err))
-    except subprocess.TimeoutExpired as error:
-        raise OSError("`{}` closed its output and did not end".format(argv[0])) from error
+        for argv in commands:
+            started.append(Pending(argv, start(argv)))
+        yield started
+    finally:
+        for pending in started:
+            end(pending.process)
+
+
+def talk(
+    argv: Sequence[str], said: bytes, timeout_s: float = 10.0, before: Optional[Callable[[], None]] = None
+) -> Result:
+    """As `run`, with something on standard input, and `before` called in the new process: to become another user."""
+    try:
+        process = start(argv, stdin=subprocess.PIPE, preexec_fn=before)
+    except subprocess.SubprocessError as error:  # of `before`; the reason does not come through
+        raise OSError("`{}` cannot be started as another user".format(argv[0])) from error
+    try:
+        with contextlib.suppress(BrokenPipeError):  # it ended already: its output says why
+            assert process.stdin
+            process.stdin.write(said)  # less than a pipe holds
+            process.stdin.close()
+        return Pending(argv, process).result(timeout_s)
     finally:
         end(process)
 

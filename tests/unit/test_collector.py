@@ -183,6 +183,35 @@ def test_output_that_is_no_utf_8_is_replaced() -> None:
     assert shell.run(["printf", r"\377"]).out == "\ufffd"
 
 
+def test_commands_run_side_by_side_and_none_is_left(tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    os.mkfifo(flag)
+    # each end of a FIFO waits for the other: one after the other they would not end
+    with shell.ahead(["cat", str(flag)], ["sh", "-c", f"echo met > {flag}"], ["sleep", "60"]) as (one, other, late):
+        assert other.result(10).code == 0
+        assert one.result(10).out == "met\n"
+        pid = late.process.pid
+    assert not _runs(pid)
+
+
+def test_a_signal_ends_what_runs_side_by_side() -> None:
+    pids: list[int] = []
+
+    def wait() -> None:
+        with limits.within(0.2), shell.ahead(["sleep", "60"], ["sleep", "60"]) as pending:
+            pids.extend(one.process.pid for one in pending)
+            pending[0].result(30)
+
+    with pytest.raises(limits.Expired):
+        wait()
+    assert [_runs(pid) for pid in pids] == [False, False]
+
+
+def test_what_is_said_to_a_command_arrives_and_one_that_does_not_listen_is_no_error() -> None:
+    assert shell.talk(["cat"], b"hello") == shell.Result(0, "hello", "")
+    assert shell.talk(["sh", "-c", "exec <&-; echo why >&2; exit 3"], b"x" * 60000) == shell.Result(3, "", "why\n")
+
+
 # --- children
 
 
@@ -403,6 +432,40 @@ def test_a_user_keeps_its_own_group_beside_the_one_that_qemu_gets() -> None:
 
 
 # --- libvirt and QEMU
+
+ANSWER = """{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": ""}, "capabilities": []}}
+{"return": {}}
+{"return": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "Debian 1:7.2+dfsg-7+deb12u18+b3"}}
+{"return": {"enabled": true, "present": true}}
+{"timestamp": {"seconds": 1795761957}, "event": "SHUTDOWN", "data": {"guest": false, "reason": "host-qmp-quit"}}
+{"return": {}}
+"""
+
+
+def test_qemu_tells_that_it_uses_kvm() -> None:
+    found = qemu.answers(shell.Result(0, ANSWER, ""))
+    assert found == {"version": "7.2.22", "enabled": True, "outcome": "works", "detail": ""}
+
+
+def test_qemu_without_kvm_is_broken_and_silence_has_its_reason() -> None:
+    without = qemu.answers(shell.Result(0, ANSWER.replace('"enabled": true', '"enabled": false'), ""))
+    assert (without["outcome"], without["enabled"]) == ("broken", False)
+    refused = qemu.answers(
+        shell.Result(1, "", "Could not access KVM kernel module: Permission denied\n\nqemu: failed\n")
+    )
+    assert refused == {
+        "outcome": "broken",
+        "detail": "Could not access KVM kernel module: Permission denied qemu: failed",
+    }
+    assert qemu.answers(shell.Result(-11, "[]\n{\n", ""))["detail"] == "exit -11"
+
+
+def test_a_qemu_that_hangs_is_ended(tmp_path: Path) -> None:
+    (tmp_path / "qemu").write_text("#!/bin/sh\nsleep 60\n")
+    (tmp_path / "qemu").chmod(0o755)
+    found = qemu.accel(str(tmp_path / "qemu"), None, 0.3)
+    assert found["outcome"] == "broken"
+    assert "no answer in time" in found["detail"]
 
 
 CONF = """
