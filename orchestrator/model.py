@@ -36,6 +36,7 @@ __all__ = [
     "NumaNode",
     "Memory",
     "Iommu",
+    "Daemons",
     "PoolUse",
     "Pool",
     "Storage",
@@ -302,6 +303,7 @@ class Libvirt(msgspec.Struct, frozen=True):
     host_uuid: Short = ""  # by which it tells hosts apart when guests move
     connected: bool = False
     error: Text = ""  # why not connected
+    answer_ms: float = 0.0  # how long the answer took, the start of an idle daemon included
     domain_types: Names = ()  # types that the capabilities offer for the host's own architecture
     confined_by: Names = ()  # security models of the capabilities: selinux, apparmor, dac, none
     settings: Annotated[dict[Short, Table], msgspec.Meta(max_length=64)] = {}  # file -> key -> value, comments dropped
@@ -343,6 +345,16 @@ class Iommu(msgspec.Struct, frozen=True):
     groups: int = 0
     handed_out: Annotated[dict[Short, Names], msgspec.Meta(max_length=256)] = {}
     """Groups with a device for guests -> "ADDRESS DRIVER" of each device in it, without bridges."""
+
+
+class Daemons(msgspec.Struct, frozen=True):
+    """libvirt's daemons as processes, once one of them was asked."""
+
+    daemons: Annotated[dict[Short, int], msgspec.Meta(max_length=64)] = {}  # those that run -> process
+    replaced: Names | None = None  # those whose program or libraries are no longer there; None: not seen
+    installed: Short = ""  # version of the program that would be started
+    journal: Names | None = None  # errors of these processes; None: not read
+    silent: Text = ""  # why there is no journal to be read
 
 
 class PoolUse(msgspec.Struct, frozen=True):
@@ -497,7 +509,7 @@ class GuestsPolicy(msgspec.Struct, frozen=True):
 
 
 class Windows(msgspec.Struct, frozen=True):
-    """What Windows guests need, in the words of libvirt's domcapabilities for a machine q35."""
+    """What libvirt offers guests, Windows among them, in the words of its domcapabilities for a machine q35."""
 
     error: Text = ""  # why libvirt did not tell
     machine: Short = ""  # such as pc-q35-7.2
@@ -509,6 +521,7 @@ class Windows(msgspec.Struct, frozen=True):
     tpm_versions: Names = ()
     tells_hyperv: bool = False  # libvirt says something about enlightenments
     hyperv: Names = ()
+    cpu_modes: Names = ()  # that are supported: host-passthrough, host-model, maximum, custom
     drivers: Short = ""  # path of virtio-win's ISO image
 
 
@@ -652,6 +665,7 @@ class Evidence(msgspec.Struct, frozen=True):
     kvm: Kvm = Kvm()
     qemu: Qemu = Qemu()
     libvirt: Libvirt = Libvirt()
+    daemons: Daemons = Daemons()
     storage: Storage = Storage()
     network: Networks = Networks()
     security: Security = Security()

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import re
+from shlex import quote
+
 from orchestrator.checks.contract import PROVISION
-from orchestrator.checks.registry import Case, check, differences, failed, not_applicable, passed, warned
+from orchestrator.checks.registry import Case, check, differences, failed, not_applicable, passed, undecided, warned
 from orchestrator.model import Finding, Unit
 
 FAMILIES = {"monolithic": "libvirtd", "modular": "virtqemud"}
+SLOW_MS = 10_000
+"""The first answer of an idle daemon brings its start and a look at every emulator: a second or two on hardware."""
+
+HARMLESS = {
+    # seen on fresh Debian 12 and 13
+    r"Failed to get udev device for syspath '/sys/devices/virtual/dmi/id'": "the machine has no DMI tables",
+    r"Child process \(\S*dmidecode .*\) unexpected exit status": "the same: what `virsh sysinfo` shows is empty",
+    r"error from service: GDBus\.Error:org\.freedesktop\.DBus\.Error\.(FileNotFound|ServiceUnknown)": "no logind runs, "
+    "which libvirt asks whether the host can sleep",
+    r"Failed to get host power management capabilities": "the same",
+    r"End of file while reading data: Input/output error": "a client went without a goodbye",
+    r"Cannot recv data: Connection reset by peer": "the same",
+    r"(internal error: )?End of file from qemu monitor": "a guest ended, by itself or by force",
+}
+"""What libvirt's daemons log as an error on a host with nothing wrong -> why."""
 
 
 def _active(case: Case) -> list[str]:
@@ -89,7 +107,8 @@ def sockets(case: Case) -> Finding:
     requires=("libvirt.daemon",),
     explained_by=("libvirt.sockets", "storage.reach"),
     proves="A client reaches the daemon, and the daemon answers.",
-    how="virsh asks the contract's URI (qemu:///system) for its version and capabilities. This wakes an idle daemon.",
+    how="virsh asks the contract's URI (qemu:///system) for its version and capabilities. This wakes an idle daemon. "
+    f"More than {SLOW_MS // 1000} s is a warning, but not on a machine that is itself executed in software.",
     todo="`journalctl -u libvirtd -u virtqemud` has the daemon's reason; a wrong line in a file of /etc/libvirt "
     "is the usual one.",
 )
@@ -98,7 +117,76 @@ def connect(case: Case) -> Finding:
     if not found.connected:
         fix = "Read `journalctl -u libvirtd -u virtqemud`; then run `kvmfleet provision` for this host."
         return failed(f"libvirt does not answer: {found.error}", expected="an answer", seen=found.error, fix=fix)
-    return passed(f"libvirt {found.version} answers")
+    if found.answer_ms > SLOW_MS and not _in_software(case):
+        seen = f"{found.answer_ms / 1000:.0f} s"
+        fix = "Look what the daemon waits for: `journalctl -u libvirtd -u virtqemud`; storage that is gone, often."
+        return warned(
+            f"libvirt {found.version} answers after {seen}", expected=f"{SLOW_MS // 1000} s", seen=seen, fix=fix
+        )
+    return passed(f"libvirt {found.version} answers in {found.answer_ms:.0f} ms")
+
+
+def _in_software(case: Case) -> bool:
+    """The machine, or the KVM that it has, is emulated: time tells nothing there."""
+    # systemd-detect-virt(1) calls a QEMU without KVM qemu
+    return case.evidence.system.virtual in ("qemu", "bochs") or case.evidence.kvm.speed.outcome == "emulated"
+
+
+@check(
+    "libvirt.current",
+    "The running daemons are the installed ones",
+    sections=("libvirt", "daemons"),
+    requires=("libvirt.connect",),
+    proves="After an upgrade the daemons were restarted: what answers is what is installed.",
+    how="The version that answers, against that of the program that would be started; and /proc/PID/maps of each "
+    "daemon, where files of libvirt that are gone are marked (deleted).",
+    todo="`systemctl restart` the daemons; guests are processes of their own and keep running.",
+)
+def current(case: Case) -> Finding:
+    found, answers = case.evidence.daemons, case.evidence.libvirt.version
+    if not found.daemons:
+        return not_applicable("libvirt runs in another place, a container perhaps")
+    if found.replaced is None:
+        return undecided("what the daemons run cannot be read", fix="Validate as root (become).")
+    names = " ".join(map(quote, found.replaced or found.daemons))
+    fix = f"Run `systemctl restart {names}`; guests keep running."
+    if found.installed and answers and found.installed != answers:
+        summary = f"libvirt {answers} answers, {found.installed} is installed"
+        return warned(summary, expected=found.installed, seen=answers, fix=fix)
+    if found.replaced:
+        summary = f"replaced on disk since they started: {', '.join(found.replaced)}"
+        return warned(summary, expected="restarted", seen="an older build", fix=fix)
+    return passed(f"{', '.join(found.daemons)}: {answers}, as installed")
+
+
+@check(
+    "libvirt.journal",
+    "The daemons complain about nothing",
+    sections=("libvirt", "daemons"),
+    requires=("libvirt.connect",),
+    proves="libvirt's daemons logged no errors since they started.",
+    how="The last 50 lines of priority err in the journal of the daemons that run, without those that a host with "
+    "nothing wrong has: no DMI tables, no logind, clients and guests that ended. In the profile lab it is only told.",
+    todo="`journalctl -b -p err -u libvirtd -u 'virt*d'` has them all. Restarting the daemon settles what is repaired.",
+)
+def journal(case: Case) -> Finding:
+    found = case.evidence.daemons
+    if found.silent:
+        return not_applicable(found.silent)
+    if found.journal is None:
+        return undecided("the journal cannot be read", fix="Validate as root (become).")
+    errors = [line for line in found.journal if not any(re.search(pattern, line) for pattern in HARMLESS)]
+    if not errors:
+        return passed(f"no errors of {', '.join(found.daemons)} since the start")
+    summary = f"{_count(len(errors))} since the start of {', '.join(found.daemons)}, the last: {errors[-1]}"
+    if case.profile == "lab":
+        return passed(summary)
+    fix = f"Read `journalctl -b -p err{''.join(f' -u {quote(name)}' for name in found.daemons)}`."
+    return warned(summary, expected="no errors", seen=str(len(errors)), fix=fix)
+
+
+def _count(errors: int) -> str:
+    return "1 error" if errors == 1 else f"{errors} errors"
 
 
 @check(
@@ -123,6 +211,42 @@ def kvm(case: Case) -> Finding:
             fix="Restart the libvirt daemon, then validate again.",
         )
     return passed(f"domain types: {', '.join(types)}")
+
+
+@check(
+    "libvirt.offers",
+    "libvirt offers what guests are made of",
+    sections=("libvirt", "windows", "system"),
+    requires=("libvirt.connect", "libvirt.kvm"),
+    explained_by=("qemu.firmware", "qemu.tpm"),
+    proves="A guest can have a machine q35; UEFI with secure boot and a TPM, where the contract does not leave them "
+    "out; and the processor of the host.",
+    how="domcapabilities of libvirt for a machine q35 with KVM.",
+    todo="libvirt looks only once at firmware, swtpm and QEMU: restart its daemon when they came later.",
+)
+def offers(case: Case) -> Finding:
+    found, wish = case.evidence.windows, case.wishes.qemu
+    if case.evidence.system.arch != "x86_64":
+        return not_applicable(f"{case.evidence.system.arch} has no machine q35")
+    lacking = [
+        name
+        for name, there in (
+            ("machine q35", "q35" in found.machine),
+            ("UEFI", not wish.firmware or "efi" in found.firmware),
+            ("TPM", not wish.swtpm or "emulator" in found.tpm_backends),
+        )
+        if not there
+    ]
+    fix = "Restart the libvirt daemon, then validate again."
+    if found.error or lacking:
+        seen = found.error or f"without {', '.join(lacking)}"
+        return failed(f"libvirt does not offer all: {seen}", expected="q35, UEFI, TPM", seen=seen, fix=fix)
+    missing = [f"processor {mode}" for mode in ("host-passthrough", "host-model") if mode not in found.cpu_modes]
+    missing += ["secure boot"] if wish.firmware and "yes" not in found.secure else []
+    if missing and case.profile != "lab":
+        seen = f"without {', '.join(missing)}"
+        return warned(f"libvirt does not offer all: {seen}", expected=", ".join(missing), seen=seen, fix=fix)
+    return passed(", ".join([found.machine, *(f"no {name}" for name in missing), *found.cpu_modes]))
 
 
 @check(
@@ -175,4 +299,4 @@ def users(case: Case) -> Finding:
     return passed(f"{len(wish.users)} users in the group {wish.group}")
 
 
-CHECKS = (daemon, sockets, connect, kvm, settings, users)
+CHECKS = (daemon, sockets, connect, current, journal, kvm, offers, settings, users)

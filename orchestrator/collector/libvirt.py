@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 import xml.etree.ElementTree as ElementTree
 from typing import Any, Dict, Iterable, List
 
@@ -55,15 +56,17 @@ def units(extra: Iterable[str]) -> Dict[str, Dict[str, str]]:
     return {block["Id"]: {key: block.get(key, "") for key in SHOWN.split(",")} for block in blocks if "Id" in block}
 
 
-def connection(uri: str) -> Dict[str, Any]:
+def connection(uri: str, timeout_s: float = 25) -> Dict[str, Any]:
     """Ask the daemon for its version and capabilities. Through its socket, which starts an idle daemon."""
     virsh = shell.which("virsh")
     if not virsh:
         return {"connected": False, "error": "there is no virsh"}
+    begun = time.monotonic()
     try:
-        answer = shell.run([virsh, "-c", uri, "version --daemon; capabilities"], 25)
+        answer = shell.run([virsh, "-c", uri, "version --daemon; capabilities"], timeout_s)
     except OSError as error:
         return {"connected": False, "error": str(error)}
+    answer_ms = (time.monotonic() - begun) * 1000
     text, tag, xml = answer.out.partition("<capabilities>")
     if answer.code != 0 or not tag:
         problem = re.sub(r"^error: ", "", answer.err.strip(), flags=re.MULTILINE).replace("\n", ": ")
@@ -71,6 +74,7 @@ def connection(uri: str) -> Dict[str, Any]:
     daemon = re.search(r"daemon: (\S+)", text)
     return {
         "connected": True,
+        "answer_ms": answer_ms,
         "version": daemon.group(1) if daemon else "",
         "host_uuid": host_uuid(tag + xml),
         "domain_types": domain_types(tag + xml),

@@ -39,6 +39,7 @@ def capabilities(text: str) -> Dict[str, Any]:
         "tpm_versions": values(root, "devices/tpm", "backendVersion"),
         "tells_hyperv": root.find("features/hyperv") is not None,
         "hyperv": values(root, "features/hyperv", "features"),
+        "cpu_modes": [mode.get("name", "") for mode in root.findall("cpu/mode[@supported='yes']")],
     }
 
 

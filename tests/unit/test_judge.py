@@ -84,7 +84,7 @@ def test_without_the_node_there_is_one_cause_and_the_rest_is_skipped_for_it() ->
     assert judgement.cause.check == "kvm.node"
     skipped = {finding.check for finding in judgement.findings if finding.cause == "kvm.node"}
     of_kvm = {f"kvm.{name}" for name in ("permission", "api", "capabilities", "vcpus", "exec", "hardware", "open_as")}
-    assert skipped == {*of_kvm, "libvirt.kvm", "guest.boot"}
+    assert skipped == {*of_kvm, "qemu.accel", "libvirt.kvm", "libvirt.offers", "guest.boot"}
     assert [finding.check for finding in judgement.findings if finding.status == "fail"] == ["kvm.node"]
 
 

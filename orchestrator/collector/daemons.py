@@ -1,0 +1,108 @@
+"""libvirt's daemons as processes: whether what runs is what is installed, and what they complained about."""
+
+import glob
+import json
+import os
+import re
+from typing import Any, Dict, List, Optional
+
+from . import files, shell
+from .libvirt import FAMILY, MODULAR
+
+# lines of /proc/PID/maps: libvirt.so.0.9000.0, libvirt/connection-driver/libvirt_driver_qemu.so, /usr/sbin/libvirtd
+GONE = re.compile(r"/(libvirt[^/\n]*\.so[^/\n]*|libvirtd|virt[a-z]+d) \(deleted\)$", re.MULTILINE)
+MOST_LINES = 50
+
+
+def look() -> Dict[str, Any]:
+    """Once a client was there: an idle daemon is not running before."""
+    pids = running()
+    program = shell.which(next(iter(sorted(pids, key=lambda name: name not in FAMILY)), ""))
+    commands = [[program, "--version"]] if program else []
+    found: Dict[str, Any] = {"daemons": pids, "replaced": replaced(pids), "journal": None}
+    found["silent"] = unheard(pids)
+    if not found["silent"] and os.geteuid() == 0:
+        commands.append(question(pids))
+    with shell.ahead(*commands) as pending:
+        if program:
+            found["installed"] = installed(pending[0].result().out)
+        if len(commands) > bool(program):
+            answer = pending[-1].result(15)
+            found["journal"] = None if answer.code else messages(answer.out)
+            found["silent"] = " ".join(answer.err.split()) if answer.code else ""
+    return found
+
+
+def running(proc: str = "/proc") -> Dict[str, int]:
+    """Daemon -> process, of root and outside of containers: libvirt in a container is another libvirt."""
+    found = {}
+    for folder in glob.glob(proc + "/[0-9]*"):
+        name = files.text(folder + "/comm").strip()
+        try:
+            ours = name in FAMILY + MODULAR and os.stat(folder).st_uid == 0 and namespace(folder) in here(proc)
+        except OSError:  # gone meanwhile
+            continue
+        if ours:
+            found[name] = int(os.path.basename(folder))
+    return found
+
+
+def namespace(folder: str) -> str:
+    """That of its processes; "" where it is not ours to see."""
+    try:
+        return os.readlink(folder + "/ns/pid")
+    except OSError:
+        return ""
+
+
+def here(proc: str) -> List[str]:
+    return ["", namespace(proc + "/self")]
+
+
+def replaced(pids: Dict[str, int], proc: str = "/proc") -> Optional[List[str]]:
+    """Daemons that run a program or library of libvirt of which the file is gone; None where that cannot be seen."""
+    found = []
+    for name, pid in sorted(pids.items()):
+        try:
+            maps = files.content("{}/{}/maps".format(proc, pid), 4 << 20)
+        except OSError:
+            return None
+        if GONE.search(maps):
+            found.append(name)
+    return found
+
+
+def installed(said: str) -> str:
+    """ "libvirtd (libvirt) 9.0.0"."""
+    version = re.search(r"\(libvirt\) (\d[\w.]*)", said)
+    return version.group(1) if version else ""
+
+
+def unheard(pids: Dict[str, int]) -> str:
+    """Why there is no journal of theirs to be read."""
+    if not shell.which("journalctl"):
+        return "there is no journalctl"
+    return "" if pids else "no daemon of libvirt runs here"
+
+
+def question(pids: Dict[str, int]) -> List[str]:
+    """Errors of the processes that run now: a restart settles what was before."""
+    words = ["journalctl", "-b", "-q", "--no-pager", "-o", "json", "--output-fields=MESSAGE", "-p", "err"]
+    words += ["-n", str(MOST_LINES)]
+    for name, pid in sorted(pids.items()):
+        words += ["_SYSTEMD_UNIT={}.service".format(name), "_PID={}".format(pid), "+"]
+    return words[:-1]
+
+
+def messages(said: str) -> List[str]:
+    """One line each. journalctl(1): what is no text comes as a list of bytes."""
+    found = []
+    for line in said.splitlines():
+        try:
+            message = json.loads(line).get("MESSAGE")
+            text = bytes(message).decode("utf-8", "replace") if isinstance(message, list) else message
+        except (ValueError, TypeError, AttributeError):
+            continue
+        if isinstance(text, str) and text.strip():
+            found.append(" ".join(text.split()))
+    return found
