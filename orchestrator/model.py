@@ -41,6 +41,9 @@ __all__ = [
     "Pool",
     "Storage",
     "Network",
+    "Route",
+    "RunningNetwork",
+    "Link",
     "Networks",
     "Process",
     "Firewall",
@@ -398,12 +401,52 @@ class Network(msgspec.Struct, frozen=True):
     live: Document = ""
 
 
+class Route(msgspec.Struct, frozen=True):
+    """A route of the host's main table."""
+
+    destination: Short
+    device: Short = ""
+    gateway: bool = False  # behind a router, and not on the link itself
+
+
+class RunningNetwork(msgspec.Struct, frozen=True):
+    """A network of libvirt that runs, declared or not, and what it is made of."""
+
+    mode: Short = ""  # isolated, nat, route, open, bridge, private, vepa, passthrough, hostdev
+    bridge: Short = ""
+    mtu: int = 0  # that was asked for
+    subnets: Names = ()  # address of the host and prefix
+    dhcp: bool = False
+    dns: bool = False
+    overlaps: Annotated[tuple[Route, ...], msgspec.Meta(max_length=64)] = ()  # routes of others to its addresses
+    dnsmasq: int = 0  # its process, 0 for none
+    answers: Names = ()  # addresses on which that answers DNS
+    leases: bool = False  # it waits for DHCP
+    rules: Names | None = None  # of libvirt's that are in force: forward, masquerade; None: not looked at
+
+
+class Link(msgspec.Struct, frozen=True):
+    """A bridge, or what is at one."""
+
+    mtu: int = 0
+    up: bool = False
+    carrier: bool = False
+    tap: bool = False  # of a guest
+    ports: Names = ()
+
+
 class Networks(msgspec.Struct, frozen=True):
     """The networks that the contract names and libvirt knows."""
 
     networks: Annotated[dict[Short, Network], msgspec.Meta(max_length=128)] = {}
     error: Text = ""  # why libvirt did not tell
     bridges: Annotated[dict[Short, Names], msgspec.Meta(max_length=64)] = {}  # of the contract, that are there -> ports
+    running: Annotated[dict[Short, RunningNetwork], msgspec.Meta(max_length=64)] | None = None  # None: not read
+    links: Annotated[dict[Short, Link], msgspec.Meta(max_length=2048)] = {}  # bridges of networks and contract, ports
+    forwarding: Table = {}  # ipv4, ipv6: 1 where packets are forwarded
+    bridge_nf: Table = {}  # bridge-nf-call-*, empty where br_netfilter is not loaded
+    wildcards: Names = ()  # programs that answer DNS on every address of the host
+    firewall_error: Text = ""  # why the rules were not read
 
 
 class FileState(msgspec.Struct, frozen=True):

@@ -4,7 +4,7 @@ import os
 import re
 from typing import Any, Dict, List
 
-from . import shell
+from . import network_live, shell
 from .contract import Contract
 from .network_xml import NetworkXmlError, normal
 
@@ -16,8 +16,9 @@ DUMPED = re.compile(r"kvmfleet (configured|live) (\S+) *(<network.*?</network>)"
 
 
 def look(contract: Contract, libvirt: Dict[str, Any]) -> Dict[str, Any]:
-    """Nothing is asked where the contract names no network, or `libvirt`, as it was found, does not answer."""
-    return dict(of_libvirt(contract, libvirt), bridges=bridges(contract.names("bridges")))
+    """libvirt, as it was found, is asked for the networks of the contract if it answers; the system for what runs."""
+    names = contract.names("bridges")
+    return dict(of_libvirt(contract, libvirt), bridges=bridges(names), **network_live.look(names))
 
 
 def bridges(names: List[str], folder: str = "/sys/class/net") -> Dict[str, List[str]]:

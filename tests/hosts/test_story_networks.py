@@ -77,6 +77,13 @@ def test_check_mode_shows_networks_that_a_run_then_makes_once(declare, virsh, fi
         "network.active": "pass",
         "network.equal": "pass",
         "network.bridge": "skip",
+        "network.link": "pass",
+        "network.forwarding": "pass",
+        "network.firewall": "pass",
+        "network.dnsmasq": "pass",
+        "network.collisions": "pass",
+        "network.bridge_nf": "skip",
+        "network.mtu": "skip",
     }
 
 
@@ -97,6 +104,37 @@ def test_what_guests_use_changes_as_far_as_it_can_and_the_rest_waits(declare, on
     assert good, said
     assert "1400" in virsh("net-dumpxml lab")
     assert findings()["network.equal"][0] == "pass"
+
+
+@pytest.mark.parametrize(
+    ("fault", "cure", "check", "words"),
+    [
+        ("ip link set virbr10 down", "ip link set virbr10 up", "link", "virbr10 of lab is down"),
+        (
+            "sysctl -q net.ipv4.ip_forward=0",
+            "sysctl -q net.ipv4.ip_forward=1",
+            "forwarding",
+            "net.ipv4.ip_forward is 0",
+        ),
+        ("iptables -F FORWARD", "systemctl restart libvirtd", "firewall", "lab has no rules to forward"),
+        ("kill -9 $(cat /run/libvirt/network/lab.pid)", "systemctl reload libvirtd", "dnsmasq", "lab has no dnsmasq"),
+        (
+            "ip route add 192.168.150.0/25 dev host0",
+            "ip route del 192.168.150.0/25 dev host0",
+            "collisions",
+            "192.168.150.0/25 of host0",
+        ),
+    ],
+)
+def test_what_a_network_is_made_of_is_missed(on, findings, fault, cure, check, words):
+    on(HOST, fault)
+    try:
+        found = findings()
+        assert {name for name, (status, _) in found.items() if status not in ("pass", "skip")} == {f"network.{check}"}
+        assert words in found[f"network.{check}"][1]
+    finally:
+        on(HOST, cure)
+    until(lambda: findings()[f"network.{check}"][0] == "pass")
 
 
 def test_networks_that_somebody_touched_are_named(virsh, on, findings):
@@ -156,6 +194,7 @@ def test_a_bridge_takes_over_the_interface_that_carries_ssh(declare, on, virsh, 
     assert "host0" in on(HOST, "ls /sys/class/net/br0/brif")
     assert on(HOST, "systemctl list-timers --all --no-legend kvmfleet\\*") == ""
     assert findings()["network.bridge"] == ("pass", "br0, br9 with 1 port")
+    assert findings()["network.link"][0] == "pass"
     on(HOST, "ip link delete br9")
     assert findings()["network.bridge"] == ("fail", "there is no br9")
 
