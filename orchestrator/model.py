@@ -38,6 +38,8 @@ __all__ = [
     "Iommu",
     "Daemons",
     "PoolUse",
+    "Volume",
+    "Space",
     "Pool",
     "Storage",
     "Network",
@@ -122,6 +124,7 @@ class Boot(msgspec.Struct, frozen=True):
     expect: str = ""  # file: a regular expression for its serial line, "" for anything
     luggage: str = ""  # alpine: a file of the controller that goes along with the question
     parts: tuple[tuple[str, int], ...] = ()  # what is in it, end to end: names and sizes
+    active: bool = False  # also what leaves its mark while it lasts, such as a volume made and deleted
 
 
 class System(msgspec.Struct, frozen=True):
@@ -367,6 +370,24 @@ class PoolUse(msgspec.Struct, frozen=True):
     user: Short = ""
     step: Short = ""  # the last step begun: folder, create, give, enter, open, write, read
     errno: Short = ""
+    direct: bool | None = None  # such a file opens past the page cache; None: not tried
+
+
+class Volume(msgspec.Struct, frozen=True):
+    """A small volume that libvirt made in a pool, and deleted."""
+
+    outcome: Literal["works", "broken", "skipped"] = "skipped"
+    step: Short = ""  # create, delete
+    detail: Text = ""
+
+
+class Space(msgspec.Struct, frozen=True):
+    """A file system. Inodes are 0 where it makes them as it needs them, None where nobody looked."""
+
+    capacity_mib: int | None = None
+    available_mib: int | None = None
+    inodes: int | None = None
+    inodes_free: int | None = None
 
 
 class Pool(msgspec.Struct, frozen=True):
@@ -381,8 +402,12 @@ class Pool(msgspec.Struct, frozen=True):
     owner: Short = ""  # of its folder
     group: Short = ""
     mode: int | None = None
-    capacity_mib: int | None = None
+    capacity_mib: int | None = None  # of the file system where volumes are files, else what libvirt says
     available_mib: int | None = None
+    inodes: int | None = None
+    inodes_free: int | None = None
+    label: Short = ""  # of SELinux
+    volume: Volume = Volume()
 
 
 class Storage(msgspec.Struct, frozen=True):
@@ -390,6 +415,7 @@ class Storage(msgspec.Struct, frozen=True):
 
     error: Text = ""  # why libvirt told nothing about them
     pools: Annotated[dict[Short, Pool], msgspec.Meta(max_length=256)] = {}
+    images: Space | None = None  # where libvirt puts disks when nothing is declared; None: there is no such folder
 
 
 class Network(msgspec.Struct, frozen=True):

@@ -39,7 +39,8 @@ sys.exit(main({wish}, {timeout_s!r}, SHAPE))
 
 def payload(boot: Boot, *, timeout_s: float) -> bytes:
     """Python source, to be fed on stdin. It answers within `timeout_s` and about three seconds for cleaning up."""
-    fields = ("depth", "image", "expect", "parts")  # of the collector's Wish; where the luggage lies is our affair
+    # those of the collector's Wish: where the luggage lies is our affair
+    fields = ("depth", "image", "expect", "parts", "active")
     wish = ascii({field: getattr(boot, field) for field in fields})
     return LOADER.format(packed=_packed(), wish=wish, timeout_s=float(timeout_s)).encode("ascii")
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 
 from orchestrator.checks.contract import PROVISION
-from orchestrator.checks.registry import Case, check, failed, not_applicable, passed, warned
-from orchestrator.model import Finding, Pool, PoolWish
+from orchestrator.checks.registry import Case, check, failed, not_applicable, passed, undecided, warned
+from orchestrator.model import Finding, Pool, PoolWish, Space
 
 NOTHING = "the contract names no storage pool"
-FULL_SHARE, FULL_MIB = 0.05, 65536
-"""A pool is nearly full when both less than this share and less than this many MiB are left."""
+SOON_SHARE, SOON_MIB = 0.10, 64 << 10
+"""Nearly full: less than this share and less than this many MiB are left."""
+FULL_SHARE, FULL_MIB = 0.01, 1 << 10
+"""Full: nearly full, and less than this share or less than this many MiB are left."""
+IMAGES = "/var/lib/libvirt/images"
+LABELS = re.compile(r":(s?virt_\w+|nfs_t|cifs_t|fusefs_t):")
+"""Types of SELinux that guests get through: libvirt's own, and those that a boolean opens."""
 
 
 def _pools(case: Case) -> Mapping[str, Pool]:
@@ -123,21 +129,126 @@ def _seen(pool: Pool, text: str) -> bool:
     return pool.mode is not None and not text.endswith(", not unset")
 
 
+def _fill(left: int, whole: int, soon: int, full: int) -> str:
+    """The status that so much of a whole is worth; `soon` and `full` are enough whatever the whole is."""
+    if not whole or left >= soon or left >= whole * SOON_SHARE:
+        return "pass"
+    return "fail" if left < full or left < whole * FULL_SHARE else "warn"
+
+
+def _worst(case: Case, problems: Mapping[str, str], fix: str, expected: str, fine: str) -> Finding:
+    """What is wrong -> how bad. A lab lives on whatever disk there is: what is nearly full is only told."""
+    if not problems:
+        return passed(fine)
+    if case.profile == "lab" and "fail" not in problems.values():
+        return passed("; ".join(problems))
+    say = failed if "fail" in problems.values() else warned
+    return say("; ".join(problems), expected=expected, seen="less", fix=fix)
+
+
+def _full(name: str, space: Pool | Space, files: bool) -> dict[str, str]:
+    """Too little of its space, as a sentence -> how bad. Volumes that are no files may rightly take all of it."""
+    left, whole = space.available_mib or 0, space.capacity_mib or 0
+    status = _fill(left, whole, SOON_MIB, FULL_MIB)
+    if status == "pass":
+        return {}
+    return {f"{name} has {left} of {whole} MiB left": status if files else "warn"}
+
+
+def _without_inodes(name: str, space: Pool | Space) -> dict[str, str]:
+    left, whole = space.inodes_free or 0, space.inodes or 0
+    status = _fill(left, whole, 100_000, 100)
+    return {f"{name} has {left} of {whole} inodes left": status} if status != "pass" else {}
+
+
+ROOM = "Remove volumes that no guest needs, or enlarge the storage."
+
+
+def _of_files(case: Case) -> dict[str, Pool]:
+    """Pools that run and whose volumes are files, in a folder that was reached: storage.usable names the others."""
+    wishes = case.wishes.pools
+    return {
+        name: pool
+        for name, pool in _pools(case).items()
+        if wishes[name].files and wishes[name].active and (pool.use.outcome == "works" or pool.inodes is not None)
+    }
+
+
+def _unread(pools: Mapping[str, Pool], values: Iterable[object]) -> Finding | None:
+    """Where a value of a pool was not read, that is neither good nor bad."""
+    missing = [name for name, value in zip(pools, values, strict=True) if value is None]
+    return undecided(f"not read: {', '.join(missing)}", fix="Validate as root (become).") if missing else None
+
+
+@check(
+    "storage.space",
+    "The storage pools have space left",
+    sections=("storage",),
+    requires=("storage.active",),
+    proves="Disks of guests can grow: with a full pool QEMU pauses every guest that writes.",
+    how="statvfs(2) of the folder where volumes are files, else what libvirt says. Less than 10 % and 64 GiB is a "
+    "warning; less than 1 % or 1 GiB of that a failure, where volumes are files.",
+    todo=ROOM,
+)
+def space(case: Case) -> Finding:
+    if silent := _told(case):
+        return silent
+    pools = {
+        name: pool
+        for name, pool in _pools(case).items()
+        if case.wishes.pools[name].active and (pool.capacity_mib is not None or pool.use.outcome != "broken")
+    }
+    if unread := _unread(pools, (pool.capacity_mib for pool in pools.values())):
+        return unread
+    problems: dict[str, str] = {}
+    for name, pool in pools.items():
+        problems |= _full(name, pool, case.wishes.pools[name].files)
+    shares = [f"{name} {(pool.available_mib or 0) * 100 // (pool.capacity_mib or 1)} %" for name, pool in pools.items()]
+    return _worst(case, problems, ROOM, "10 % or 64 GiB left", f"left: {', '.join(shares) or 'no pool is active'}")
+
+
+@check(
+    "storage.inodes",
+    "The storage pools have inodes left",
+    sections=("storage",),
+    requires=("storage.active",),
+    explained_by=("storage.space",),
+    proves="New files can be made: a file system without inodes is full, whatever space it has.",
+    how="statvfs(2) of the folders. File systems that make inodes as they need them (btrfs, xfs in part) tell none.",
+    todo="`du --inodes -x -d 1 PATH` shows where so many files are.",
+)
+def inodes(case: Case) -> Finding:
+    if silent := _told(case):
+        return silent
+    pools = _of_files(case)
+    if not pools:
+        return not_applicable("no folder of a pool was reached")
+    if unread := _unread(pools, (pool.inodes for pool in pools.values())):
+        return unread
+    if not any(pool.inodes for pool in pools.values()):
+        return not_applicable("these file systems make inodes as they need them")
+    problems: dict[str, str] = {}
+    for name, pool in pools.items():
+        problems |= _without_inodes(name, pool)
+    fix = "Run `du --inodes -x -d 1 PATH` to see where so many files are, and remove what nobody needs."
+    return _worst(case, problems, fix, "10 % left", f"inodes left in {len(pools)} storage pools")
+
+
 @check(
     "storage.usable",
     "QEMU can use the storage pools",
     sections=("storage",),
     requires=("storage.reach", "storage.active"),
-    proves="The user that QEMU runs as passes through to each pool of files, writes and reads a file there; and there "
-    "is space left.",
+    explained_by=("storage.space", "storage.inodes"),
+    proves="The user that QEMU runs as passes through to each pool of files, writes and reads a file there.",
     how="The collector makes a file without a name in the folder, gives it to that user as libvirt would, becomes the "
-    "user, writes, reads. Nothing is left behind. Capacity is what libvirt says.",
+    "user, writes, reads. Nothing is left behind.",
     todo="The step that failed says what is in the way: `namei -l PATH` shows the modes on the way to a folder.",
 )
 def usable(case: Case) -> Finding:
     if silent := _told(case):
         return silent
-    problems, full, tried = [], [], 0
+    problems, tried = [], 0
     for name, wish in case.wishes.pools.items():
         pool = _pools(case)[name]
         if not wish.active:
@@ -145,17 +256,10 @@ def usable(case: Case) -> Finding:
         tried += 1
         if wish.files and pool.use.outcome != "works":
             problems.append(f"{name}: {pool.use.user or 'QEMU'} {_words(pool)} ({pool.use.errno or 'not tried'})")
-        if pool.capacity_mib and pool.available_mib is not None:
-            left = pool.available_mib
-            if left < FULL_MIB and left < pool.capacity_mib * FULL_SHARE:
-                full.append(f"{name} has {left} of {pool.capacity_mib} MiB left")
     if problems:
         paths = " ".join(case.wishes.pools[text.split(":")[0]].path for text in problems)
         fix = f"Run `namei -l {paths}` and let that user through, or provision with another owner or mode."
         return failed("; ".join(problems), expected="a file written and read", seen="not possible", fix=fix)
-    if full:
-        fix = "Remove volumes that no guest needs, or enlarge the storage."
-        return warned("; ".join(full), expected="5 % or 64 GiB left", seen="less", fix=fix)
     return passed(f"{tried} storage pools can be used")
 
 
@@ -174,4 +278,112 @@ def _words(pool: Pool) -> str:
     return STEPS.get(pool.use.step, "cannot use it")
 
 
-CHECKS = (active, equal, usable)
+@check(
+    "storage.label",
+    "SELinux lets guests through to the pools",
+    sections=("storage", "security"),
+    requires=("storage.active",),
+    proves="A folder that is not libvirt's own has a type that guests may search.",
+    how="The attribute security.selinux of each folder, where SELinux is on. AppArmor has no labels: libvirt "
+    "writes each guest a profile with its files.",
+    todo="`semanage fcontext -a -t virt_image_t 'PATH(/.*)?' && restorecon -R PATH`, as the role libvirt_storage does.",
+)
+def label(case: Case) -> Finding:
+    if silent := _told(case):
+        return silent
+    if not case.evidence.security.selinux:
+        return not_applicable("without SELinux folders have no labels")
+    wishes = case.wishes.pools
+    custom = {
+        name: pool for name, pool in _of_files(case).items() if not f"{wishes[name].path}/".startswith(IMAGES + "/")
+    }
+    if not custom:
+        return not_applicable("no pool of files is outside libvirt's own folder")
+    wrong = {name: pool.label or "no label" for name, pool in custom.items() if not LABELS.search(f":{pool.label}:")}
+    if wrong:
+        paths = " ".join(wishes[name].path for name in wrong)
+        return warned(
+            "; ".join(f"{name} has {seen}" for name, seen in wrong.items()),
+            expected="virt_image_t",
+            seen=next(iter(wrong.values())),
+            fix=f"{PROVISION} By hand: `semanage fcontext -a -t virt_image_t PATH && restorecon -R PATH` for {paths}.",
+        )
+    return passed(f"{len(custom)} folders have a type for guests")
+
+
+@check(
+    "storage.direct",
+    "Disks can bypass the page cache",
+    sections=("storage",),
+    requires=("storage.active", "storage.usable"),
+    proves="Disks with cache=none or io=native work in each pool of files; live migration wants them.",
+    how="The file that is made in the folder to try it is opened once more with O_DIRECT.",
+    todo="Put disks on another file system: tmpfs and some others cannot. Or give the guests cache=writeback.",
+)
+def direct(case: Case) -> Finding:
+    if silent := _told(case):
+        return silent
+    pools = _of_files(case)
+    if not pools:
+        return not_applicable("no folder of a pool was reached")
+    if unread := _unread(pools, (pool.use.direct for pool in pools.values())):
+        return unread
+    unable = [name for name, pool in pools.items() if not pool.use.direct]
+    if unable:
+        names = ", ".join(unable)
+        fix = "Put disks on another file system, or give the guests cache=writeback."
+        return warned(f"no O_DIRECT in {names}", expected="opens with O_DIRECT", seen="EINVAL", fix=fix)
+    return passed(f"O_DIRECT works in {', '.join(pools)}")
+
+
+@check(
+    "storage.volume",
+    "libvirt makes and deletes volumes",
+    sections=("storage",),
+    requires=("storage.active",),
+    explained_by=("storage.usable", "storage.space"),
+    proves="Each pool that is active takes a new volume, and lets it go.",
+    how="Only with --active: a volume of 4 MiB is made through libvirt and deleted. Volumes of iscsi, scsi, mpath and "
+    "disk are made by others.",
+    todo="The finding has libvirt's reason. A volume that was left is called kvmfleet-proof-...: delete it with virsh.",
+)
+def volume(case: Case) -> Finding:
+    if silent := _told(case):
+        return silent
+    found = {name: pool.volume for name, pool in _pools(case).items() if pool.active}
+    tried = {name: volume for name, volume in found.items() if volume.outcome != "skipped"}
+    if not tried:
+        reasons = {volume.detail for volume in found.values()} - {""}
+        return not_applicable("; ".join(sorted(reasons)) or "only with --active")
+    broken = [f"{name}: {volume.step}: {volume.detail}" for name, volume in tried.items() if volume.outcome == "broken"]
+    if broken:
+        fix = "Try it with `virsh vol-create-as POOL NAME 4M`; libvirt's log says more."
+        return failed(
+            "; ".join(broken), expected="made and deleted", seen=f"{len(broken)} of {len(tried)} not", fix=fix
+        )
+    return passed(f"a volume was made and deleted in {', '.join(tried)}")
+
+
+@check(
+    "storage.images",
+    "There is room for disks of guests",
+    sections=("storage",),
+    lab_warns=True,
+    proves="Where no pool was declared, libvirt's own folder has space and inodes left.",
+    how=f"statvfs(2) of {IMAGES}, with the limits of storage.space and storage.inodes.",
+    todo=ROOM,
+)
+def images(case: Case) -> Finding:
+    if case.wishes.pools:
+        return not_applicable("the contract names storage pools")
+    found = case.evidence.storage.images
+    if found is None:
+        return not_applicable(f"there is no {IMAGES}")
+    if found.capacity_mib is None:
+        return undecided(f"{IMAGES} does not tell its space", fix=f"Run `df {IMAGES}`: a file server may be gone.")
+    problems = _full(IMAGES, found, True) | _without_inodes(IMAGES, found)
+    fine = f"{found.available_mib} of {found.capacity_mib} MiB left"
+    return _worst(case, problems, ROOM, "10 % or 64 GiB left", fine)
+
+
+CHECKS = (active, equal, space, inodes, usable, label, direct, volume, images)

@@ -22,6 +22,7 @@ class Wish(NamedTuple):
     image: str = ""
     expect: str = ""  # a regular expression, "" for anything
     parts: Tuple[Tuple[str, int], ...] = ()  # names and sizes of what comes along with the question
+    active: bool = False  # libvirt may be told to make something, and to remove it
 
 
 class Unusable(Exception):

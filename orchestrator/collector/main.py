@@ -58,7 +58,11 @@ def sections(wish: boots.Wish, deadline: Deadline) -> List[Section]:
         ("qemu", 20, lambda found: qemu.look(contract(found), found.get("kvm", {}).get("node", {}))),
         ("libvirt", 40, lambda found: libvirt.look(contract(found))),
         ("daemons", 20, lambda found: daemons.look()),
-        ("storage", 40, lambda found: storage.look(contract(found), found.get("libvirt", {}))),
+        (
+            "storage",
+            90 if wish.active else 40,
+            lambda found: storage.look(contract(found), wish.active, found.get("libvirt", {})),
+        ),
         ("network", 30, lambda found: network.look(contract(found), found.get("libvirt", {}))),
         ("tuning", 5, lambda found: tuning.look(contract(found))),
         ("memory", 3, lambda found: memory.look()),

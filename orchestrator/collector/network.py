@@ -6,6 +6,7 @@ from typing import Any, Dict, List
 
 from . import network_live, shell
 from .contract import Contract
+from .libvirt import URI
 from .network_xml import NetworkXmlError, normal
 
 URI = "qemu:///system"

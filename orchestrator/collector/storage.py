@@ -4,49 +4,114 @@ import errno
 import os
 import re
 import stat
+import uuid
 import xml.etree.ElementTree as ElementTree
 from typing import Any, Dict, List, Optional, Tuple
 
 from . import child, inventory, kvm, shell
 from .contract import Contract
 from .libvirt import URI
+from .limits import undisturbed
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*$")
 VOLATILE = ("name", "uuid", "capacity", "allocation", "available")
 OF_THE_FOLDER = ("permissions", "timestamps")
+IMAGES = "/var/lib/libvirt/images"
+FOREIGN = ("iscsi", "iscsi-direct", "mpath", "scsi", "disk")  # whose volumes are made by somebody else
 O_TMPFILE = getattr(os, "O_TMPFILE", 0)
 PATIENCE_S = 10.0  # of a folder; a file server that is alive may be busy
 
 
-def look(contract: Contract, libvirt: Dict[str, Any]) -> Dict[str, Any]:
-    """Nothing where the contract names no pool; else the folders of all, and meanwhile one call of virsh for all.
+def look(contract: Contract, active: bool, libvirt: Dict[str, Any]) -> Dict[str, Any]:
+    """The folders of all pools that the contract names, and meanwhile one call of virsh for all; without a pool,
+    libvirt's own folder.
 
     `libvirt` is what was found of it: a daemon that does not answer, maybe because one of these folders does not, is
     not asked again.
     """
     wished = {name: wish for name, wish in contract.table("pools").items() if NAME.match(name)}
     if not wished:
-        return {}
+        return {"images": space(IMAGES)}
     names = sorted(wished)[:256]
     user = kvm.qemu_user(contract)
     begun = {name: begin(wished[name], user) for name in names}
-    found = asked(contract, libvirt, names)
+    client = [shell.which("virsh"), "-q", "-c", contract.text("libvirt.uri", URI)]
+    found = asked(client, libvirt, names)
     known = found.pop("pools", {})
-    return dict(found, pools={name: dict(known.get(name, {}), **outcome(begun[name], user)) for name in names})
+    answers = {name: dict(known.get(name, {}), **outcome(begun[name], user)) for name in names}
+    for name, pool in answers.items() if active else ():
+        if pool.get("active"):
+            pool["volume"] = volume(client, name, pool["configured"].get("type", ""))
+    return dict(found, pools=answers)
 
 
-def asked(contract: Contract, libvirt: Dict[str, Any], names: List[str]) -> Dict[str, Any]:
+def asked(client: List[str], libvirt: Dict[str, Any], names: List[str]) -> Dict[str, Any]:
     """The pools as virsh tells them, or why it does not."""
     if not libvirt.get("connected"):
         return {"error": libvirt.get("error") or "libvirt was not reached"}
-    virsh = [shell.which("virsh"), "-q", "-c", contract.text("libvirt.uri", URI)]
     try:
-        answer = shell.run([*virsh, question(names)], 25)
+        answer = shell.run([*client, question(names)], 25)
     except OSError as error:
         return {"error": str(error)}
     if not answer.out.strip() and "failed to connect" in answer.err:
         return {"error": " ".join(answer.err.split())}
     return {"pools": pools(answer.out)}
+
+
+def volume(client: List[str], pool: str, kind: str) -> Dict[str, str]:
+    """Let libvirt make a small volume and delete it. Whatever happens in between, it is deleted."""
+    if kind in FOREIGN:
+        return {"outcome": "skipped", "detail": "volumes of a pool of type {} are made by somebody else".format(kind)}
+    name, step = "kvmfleet-proof-" + uuid.uuid4().hex[:12], "create"
+    try:
+        try:
+            order(client, "vol-create-as", pool, name, "4M", "--format", "raw")
+            step = "delete"
+        finally:
+            with undisturbed():
+                order(client, "vol-delete", name, "--pool", pool, missing=step == "create")
+    except OSError as error:
+        return {"outcome": "broken", "step": step, "detail": str(error)}
+    return {"outcome": "works", "step": step, "detail": ""}
+
+
+def order(client: List[str], *words: str, missing: bool = False) -> None:
+    """Raises OSError with libvirt's reason; that it knows no such volume is none where it may be `missing`."""
+    answer = shell.run([*client, *words], 15)
+    if answer.code != 0 and not (missing and "not found" in answer.err):
+        raise OSError(" ".join(answer.err.split()).replace("error: ", ""))
+
+
+def space(path: str) -> Optional[Dict[str, int]]:
+    """Of the file system of a folder. In a child, which a file server that is gone holds for ever."""
+
+    def job(report: child.Report) -> Dict[str, Any]:
+        try:
+            return left(path)
+        except FileNotFoundError:
+            return {"absent": True}
+
+    answer = child.ask(job, 5.0)[0]
+    return None if "absent" in answer else answer
+
+
+def left(path: str) -> Dict[str, int]:
+    """What is kept for root is not there for guests."""
+    info = os.statvfs(path)
+    return {
+        "capacity_mib": info.f_blocks * info.f_frsize >> 20,
+        "available_mib": info.f_bavail * info.f_frsize >> 20,
+        "inodes": info.f_files,
+        "inodes_free": info.f_favail,
+    }
+
+
+def label(path: str) -> str:
+    """Of SELinux; "" where there is none."""
+    try:
+        return os.getxattr(path, "security.selinux").decode("utf-8", "replace").strip("\0")
+    except OSError:
+        return ""
 
 
 def question(names: List[str]) -> str:
@@ -132,6 +197,7 @@ def outcome(started: Optional[child.Started], user: Optional[kvm.User]) -> Dict[
     if state:
         found.update(mode=state["mode"], owner=inventory.user_name(state["uid"]))
         found["group"] = inventory.group_name(state["gid"])
+        found.update(state["left"], label=state["label"])
     return found
 
 
@@ -143,6 +209,7 @@ def use(report: child.Report, path: str, user: kvm.User, state: Dict[str, Any]) 
     if not stat.S_ISDIR(info.st_mode):
         raise OSError(errno.ENOTDIR, "not a folder")
     state.update(mode=stat.S_IMODE(info.st_mode), uid=info.st_uid, gid=info.st_gid)
+    state.update(left=left(path), label=label(path))
     steps = []
 
     def noted(step: str) -> None:
@@ -176,11 +243,24 @@ def tried(report: child.Report, path: str, user: kvm.User, given: bool) -> Dict[
         os.fsync(again)
         report("read")
         same = os.pread(again, 16, 0) == nonce
+        straight = direct(name or "/proc/self/fd/{}".format(fd))
     finally:
         become(user, not given)
         if name:
             os.unlink(name)
-    return {"outcome": "works", "errno": ""} if same else {"outcome": "broken", "errno": "another content"}
+    works = {"outcome": "works", "errno": "", "direct": straight}
+    return works if same else {"outcome": "broken", "errno": "another content"}
+
+
+def direct(path: str) -> bool:
+    """It opens past the page cache, as disks with cache=none do: open(2) says EINVAL where the file system cannot."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    return True
 
 
 def become(user: kvm.User, yes: bool) -> None:

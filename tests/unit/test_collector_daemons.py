@@ -97,6 +97,6 @@ def test_a_daemon_that_never_answers_costs_its_time_once(tmp_path: Path, monkeyp
     assert found["libvirt"]["connected"] is False
     assert "gave no answer in time" in found["libvirt"]["error"]
     contract = Contract({"networks": {"lab": {}}, "pools": {"images": {}}})
-    for section in (network, storage):
-        assert section.look(contract, found["libvirt"])["error"] == found["libvirt"]["error"]
+    assert network.look(contract, found["libvirt"])["error"] == found["libvirt"]["error"]
+    assert storage.look(contract, True, found["libvirt"])["error"] == found["libvirt"]["error"]
     assert len(asked.read_text().splitlines()) == 1

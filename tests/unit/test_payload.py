@@ -148,3 +148,9 @@ def _decode_or_reason(raw: bytes) -> None:
 
 def test_the_limit_is_above_what_the_types_allow_in_practice() -> None:
     assert len(PRINTED) < MAX_BYTES / 50
+
+
+def test_nothing_is_made_on_a_host_unless_it_was_asked_for() -> None:
+    wishes = [payload(boot, timeout_s=5).decode() for boot in (Boot(), Boot(active=True))]
+    assert ["'active': True" in wish for wish in wishes] == [False, True]
+    assert "'active': False" in wishes[0]

@@ -25,6 +25,7 @@ import pytest
 import yaml
 
 from orchestrator.collector import storage as collector
+from orchestrator.collector.limits import SIGNALS, Expired, Stopped, heed_signals, within
 
 ROOT = Path(__file__).parents[2]
 COLLECTION = "ansible_collections.kvmfleet.host.plugins"
@@ -758,7 +759,8 @@ def test_the_collector_tries_as_the_user_and_leaves_nothing(open_folder: Path) -
     def tried() -> Any:
         return collector.child.ask(lambda report: _caught(report, str(open_folder), user), 5.0)
 
-    assert tried()[0]["outcome"] == "works"
+    answer, _, _ = tried()
+    assert (answer["outcome"], type(answer["direct"])) == ("works", bool)
     assert list(open_folder.iterdir()) == []
     open_folder.chmod(0o700)
     answer, step, _ = tried()
@@ -770,7 +772,7 @@ def test_the_collector_tries_as_the_user_and_leaves_nothing(open_folder: Path) -
 def test_the_folders_are_looked_at_although_libvirt_does_not_answer(open_folder: Path) -> None:
     wishes = {"images": {"files": True, "path": str(open_folder)}, "vg": {"files": False, "path": "/dev/vg"}}
     contract = collector.Contract({"pools": wishes, "qemu": {"user": "nobody"}})
-    found = collector.look(contract, {"connected": False, "error": "no answer in time"})
+    found = collector.look(contract, False, {"connected": False, "error": "no answer in time"})
     assert found["error"] == "no answer in time"
     assert found["pools"]["images"]["use"]["outcome"] == "works"
     assert found["pools"]["vg"] == {}
@@ -799,6 +801,87 @@ def _caught(report: Any, folder: str, user: Any) -> dict[str, Any]:
         return dict(collector.use(report, folder, user, {}))
     except OSError as error:
         return {"outcome": "broken", "errno": collector.kvm.name(error)}
+
+
+def test_the_collector_tells_the_space_of_a_folder_and_that_there_is_none(tmp_path: Path) -> None:
+    found = collector.space(str(tmp_path))
+    assert found is not None
+    assert set(found) == {"capacity_mib", "available_mib", "inodes", "inodes_free"}
+    assert found["capacity_mib"] * (1 << 20) <= shutil.disk_usage(tmp_path).total
+    assert collector.space(str(tmp_path / "absent")) is None
+    (tmp_path / "file").touch()
+    assert collector.space(str(tmp_path / "file" / "below")) == {}  # not read, for another reason
+
+
+def test_what_has_no_direct_way_is_told_from_what_does_not_open() -> None:
+    assert collector.direct("/dev/null") is False
+    with pytest.raises(FileNotFoundError):
+        collector.direct("/no/such/file")
+
+
+CLIENT = """#!/bin/sh
+echo "$1 $2 $3" >> {folder}/calls
+case $1-{mode} in
+vol-create-as-full) echo "error: Failed to create vol" >&2; echo "error: No space left on device" >&2; exit 1;;
+vol-delete-full|vol-delete-slow) echo "error: Storage volume not found: no storage vol" >&2; exit 1;;
+vol-delete-stuck) echo "error: it is busy" >&2; exit 1;;
+vol-create-as-slow) sleep 60;;
+vol-delete-hit) kill -TERM $PPID; sleep 0.2; echo deleted >> {folder}/calls;;
+esac
+"""
+
+
+def client(folder: Path, mode: str) -> list[str]:
+    """Plays virsh."""
+    (folder / "virsh").write_text(CLIENT.format(folder=folder, mode=mode))
+    (folder / "virsh").chmod(0o755)
+    return [str(folder / "virsh")]
+
+
+def calls(folder: Path) -> list[str]:
+    return [line.split()[0] for line in (folder / "calls").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("fine", {"outcome": "works", "step": "delete", "detail": ""}),
+        ("full", {"outcome": "broken", "step": "create", "detail": "Failed to create vol No space left on device"}),
+        ("stuck", {"outcome": "broken", "step": "delete", "detail": "it is busy"}),
+    ],
+)
+def test_a_volume_is_made_and_deleted(tmp_path: Path, mode: str, expected: dict[str, str]) -> None:
+    assert collector.volume(client(tmp_path, mode), "images", "dir") == expected
+    assert calls(tmp_path) == ["vol-create-as", "vol-delete"]
+
+
+def test_a_volume_is_deleted_when_the_time_ends_in_between(tmp_path: Path) -> None:
+    virsh = client(tmp_path, "slow")
+
+    def make() -> None:
+        with within(0.5):
+            collector.volume(virsh, "images", "dir")
+
+    with pytest.raises(Expired):
+        make()
+    assert calls(tmp_path) == ["vol-create-as", "vol-delete"]
+
+
+def test_a_signal_waits_until_the_volume_is_deleted(tmp_path: Path) -> None:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    heed_signals()
+    try:
+        with pytest.raises(Stopped):
+            collector.volume(client(tmp_path, "hit"), "images", "dir")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert calls(tmp_path) == ["vol-create-as", "vol-delete", "deleted"]
+
+
+def test_no_volume_is_made_in_a_pool_whose_volumes_are_the_servers(tmp_path: Path) -> None:
+    assert collector.volume(client(tmp_path, "fine"), "san", "iscsi")["outcome"] == "skipped"
+    assert not (tmp_path / "calls").exists()
 
 
 # --- packages
