@@ -69,6 +69,8 @@ def _shape(kind: msgspec.inspect.Type) -> Any:
             return {"entries": kind.max_length, "key": _shape(kind.key_type), "of": _shape(kind.value_type)}
         case msgspec.inspect.VarTupleType():
             return {"items": kind.max_length, "of": _shape(kind.item_type)}
+        case msgspec.inspect.UnionType(types=types):  # something, or None
+            return _shape(next(one for one in types if not isinstance(one, msgspec.inspect.NoneType)))
         case msgspec.inspect.StrType():
             return kind.max_length
         case msgspec.inspect.UnionType():  # with None, which needs no limit

@@ -14,6 +14,7 @@ from evidence import host
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.collector.limits import bounded
 from orchestrator.collector.main import BEGIN, END
 from orchestrator.model import Boot, Evidence
 from orchestrator.payload import MAX_BYTES, decode, payload, shape
@@ -148,6 +149,14 @@ def _decode_or_reason(raw: bytes) -> None:
 
 def test_the_limit_is_above_what_the_types_allow_in_practice() -> None:
     assert len(PRINTED) < MAX_BYTES / 50
+
+
+def test_what_may_be_absent_is_cut_as_well() -> None:
+    """A journal has longer lines than the reader takes, and one would cost the whole evidence."""
+    daemons = shape()["fields"]["daemons"]["fields"]
+    assert daemons["journal"] == daemons["replaced"] == {"items": 2048, "of": 256}
+    assert bounded({"journal": ["x" * 300]}, {"fields": daemons}) == {"journal": ["x" * 256]}
+    assert bounded({"journal": None}, {"fields": daemons}) == {"journal": None}
 
 
 def test_nothing_is_made_on_a_host_unless_it_was_asked_for() -> None:
