@@ -7,7 +7,7 @@ import shlex
 
 from orchestrator.checks.host import BECOME
 from orchestrator.checks.registry import Case, check, failed, not_applicable, passed, undecided, warned
-from orchestrator.model import Disk, Finding
+from orchestrator.model import Disk, Finding, Runner
 
 CONTAINER = "the kernel is that of the machine below"
 READ = "Look below /proc on the host."
@@ -61,7 +61,8 @@ def units(case: Case) -> Finding:
     sections=("processes",),
     proves="An update, of OpenSSL for instance, is in force: no libvirt daemon and no QEMU has a library in memory "
     "that was replaced on the disk.",
-    how="Libraries in /proc/PID/maps that are marked as deleted.",
+    how="Libraries in /proc/PID/maps that are marked as deleted. libvirt's own, in the daemons that answer clients, "
+    "are the business of libvirt.current.",
     todo="A daemon: restart it, guests go on; virtlogd and virtlockd are reloaded, they hold what guests need. A "
     "guest: migrate it, or end and start it.",
 )
@@ -69,15 +70,16 @@ def libraries(case: Case) -> Finding:
     runners = case.evidence.processes
     if runners is None or any(runner.replaced is None for runner in runners):
         return undecided("the memory maps of daemons and guests cannot be read", fix=BECOME)
-    old = [runner for runner in runners if runner.replaced]
+    replaced = {runner.pid: names for runner in runners if (names := _foreign(runner, case))}
+    old = [runner for runner in runners if runner.pid in replaced]
     if not old:
         return passed(f"{len(runners)} daemons and guests")
     daemons = sorted({runner.name for runner in old if not runner.guest})
     held = [name for name in daemons if name in ("virtlogd", "virtlockd")]
     restart = [name for name in daemons if name not in held]
     guests = [runner.name for runner in old if runner.guest]
-    names = ", ".join([*daemons, *guests][:6]) + (", ..." if len(daemons) + len(guests) > 6 else "")
-    libs = sorted({name for runner in old for name in runner.replaced or ()})
+    who = ", ".join([*daemons, *guests][:6]) + (", ..." if len(daemons) + len(guests) > 6 else "")
+    libs = sorted({name for names in replaced.values() for name in names})
     seen = ", ".join(libs[:4]) + (", ..." if libs[4:] else "")
     steps = [f"Run `systemctl restart {shlex.join(restart)}`, guests go on."] if restart else []
     steps += ["Migrate these guests, or end and start them."] if guests else []
@@ -85,11 +87,17 @@ def libraries(case: Case) -> Finding:
         [f"Run `systemctl reload {shlex.join(held)}`: they execute themselves anew and lose nothing."] if held else []
     )
     return warned(
-        f"use libraries that were replaced: {names} ({seen})",
+        f"use libraries that were replaced: {who} ({seen})",
         expected="what is installed",
         seen=seen,
         fix=" ".join(steps),
     )
+
+
+def _foreign(runner: Runner, case: Case) -> list[str]:
+    """Libraries of the process that were replaced, without those that another check tells."""
+    told = runner.name in case.evidence.daemons.daemons and not runner.guest
+    return [name for name in runner.replaced or () if not (told and name.startswith("libvirt"))]
 
 
 @check(

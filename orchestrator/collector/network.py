@@ -6,7 +6,6 @@ from typing import Any, Dict, List
 
 from . import network_live, shell
 from .contract import Contract
-from .libvirt import URI
 from .network_xml import NetworkXmlError, normal
 
 URI = "qemu:///system"
