@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import grp
 import json
 import os
+import pwd
+import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 PATH = "/var/lib/kvmfleet/record.json"
+# How a file of ours begins, and the lines that we put into a file of others.
+WHOLE = "# Written by kvmfleet"
+BLOCK = re.compile(r"^# BEGIN kvmfleet[^\n]*\n.*?^# END kvmfleet[^\n]*\n", re.MULTILINE | re.DOTALL)
 
 
 class RecordError(Exception):
@@ -116,3 +123,34 @@ def _unreadable(path: str) -> str:
         f"{path} is not a record of kvmfleet: without it nobody knows which things kvmfleet made. Put it back from a "
         "backup; or move it away, and everything on this host counts as not made by kvmfleet."
     )
+
+
+def file_before(path: str) -> Any:
+    """What a file was without us: {content, mode, owner, group}, {link}, or None where there was none.
+
+    Lines of ours that are in it already come from a time without a record. Bytes that are no UTF-8 become surrogates.
+    """
+    try:
+        standing = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if stat.S_ISLNK(standing.st_mode):
+        return {"link": os.readlink(path)}
+    with open(path, "rb") as stream:
+        whole = stream.read().decode("utf-8", "surrogateescape")
+    content = BLOCK.sub("", whole)
+    if whole.startswith(WHOLE) or (whole and not content):
+        return None
+    return {
+        "content": content,
+        "mode": stat.S_IMODE(standing.st_mode),
+        "owner": _name(pwd.getpwuid, standing.st_uid),
+        "group": _name(grp.getgrgid, standing.st_gid),
+    }
+
+
+def _name(look: Any, number: int) -> str:
+    try:
+        return str(look(number)[0])
+    except KeyError:
+        return str(number)

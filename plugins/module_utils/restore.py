@@ -191,7 +191,7 @@ def files(work: Work) -> list[str]:
     """Byte for byte as they were, or absent. Gives the paths that changed."""
     changed = []
     for path, before in work.each("file"):
-        if _settle_file(work, path, before):
+        if settle_file(work, path, before):
             changed.append(path)
     return changed
 
@@ -239,7 +239,8 @@ def tell(work: Work, changed: list[str]) -> None:
             )
 
 
-def _settle_file(work: Work, path: str, before: Any) -> bool:
+def settle_file(work: Work, path: str, before: Any) -> bool:
+    """Whether there was anything to do to make a file what it was."""
     real = work.host.root + path
     if before is None:
         if not os.path.lexists(real):
@@ -248,7 +249,7 @@ def _settle_file(work: Work, path: str, before: Any) -> bool:
         return True
     if _as_before(real, before):
         return False
-    work.act(f"{path}: as it was", lambda: _write(work.host, real, before))
+    work.act(f"{path}: as it was", lambda: write_file(work.host, real, before))
     return True
 
 
@@ -289,7 +290,8 @@ def _number(look: Any, name: Any) -> int:
         return 0
 
 
-def _write(host: Host, real: str, before: Any) -> None:
+def write_file(host: Host, real: str, before: Any) -> None:
+    """Whole or not at all: what `file_before` tells of a file."""
     os.makedirs(os.path.dirname(real), 0o755, exist_ok=True)
     temporary = real + ".kvmfleet"
     if os.path.lexists(temporary):

@@ -6,13 +6,16 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-import re
-import stat
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.kvmfleet.host.plugins.module_utils import commands, packages, units
-from ansible_collections.kvmfleet.host.plugins.module_utils.record import Record, RecordError, open_record
+from ansible_collections.kvmfleet.host.plugins.module_utils.record import (
+    Record,
+    RecordError,
+    file_before,
+    open_record,
+)
 
 DOCUMENTATION = """
 module: remember
@@ -88,42 +91,7 @@ OLDER = (
     "This host was provisioned before kvmfleet kept a record. Which packages came with that is not known, so they "
     "will stay when the host is unprovisioned. All other things are known by their marks."
 )
-# How a file of ours begins, and the lines that we put into a file of others.
-WHOLE = "# Written by kvmfleet"
-BLOCK = re.compile(r"^# BEGIN kvmfleet[^\n]*\n.*?^# END kvmfleet[^\n]*\n", re.MULTILINE | re.DOTALL)
-
 LISTS = {"files": "path", "edited": "path", "units": "str", "modules": "str", "packages": "str"}
-
-
-def file_before(path: str) -> Any:
-    """What a file was without us: {content, mode, owner, group}, {link}, or None where there was none.
-
-    Lines of ours that are in it already come from a time without a record. Bytes that are no UTF-8 become surrogates.
-    """
-    try:
-        standing = os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    if stat.S_ISLNK(standing.st_mode):
-        return {"link": os.readlink(path)}
-    with open(path, "rb") as stream:
-        whole = stream.read().decode("utf-8", "surrogateescape")
-    content = BLOCK.sub("", whole)
-    if whole.startswith(WHOLE) or (whole and not content):
-        return None
-    return {
-        "content": content,
-        "mode": stat.S_IMODE(standing.st_mode),
-        "owner": _name(pwd.getpwuid, standing.st_uid),
-        "group": _name(grp.getgrgid, standing.st_gid),
-    }
-
-
-def _name(look: Any, number: int) -> str:
-    try:
-        return str(look(number)[0])
-    except KeyError:
-        return str(number)
 
 
 def folder_before(path: str) -> list[str]:
