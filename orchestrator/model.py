@@ -52,6 +52,7 @@ __all__ = [
     "Security",
     "Certificate",
     "Peer",
+    "Sasl",
     "Remote",
     "Guest",
     "GuestsPolicy",
@@ -82,6 +83,7 @@ __all__ = [
     "FirewallWish",
     "SecurityWish",
     "CertificateWish",
+    "SaslWish",
     "RemoteWish",
     "GuestsWish",
     "Contract",
@@ -547,11 +549,25 @@ class Peer(msgspec.Struct, frozen=True):
     sha256: Short = ""  # fingerprint of the certificate that it showed
 
 
+class Sasl(msgspec.Struct, frozen=True):
+    """How libvirt asks for passwords, and of whom."""
+
+    settings: Table = {}  # mech_list and sasldb_path, as the SASL library finds them when a daemon starts
+    database: FileState = FileState()
+    users: Names = ()  # of the database, without their realm
+    unread: Text = ""  # why the users are not known
+    asks: Names = ()  # what the daemon wants of who has a certificate: none, sasl, polkit
+    mechanisms: Names = ()  # that the daemon offers
+    knows: bool | None = None  # whether the daemon finds the first user of the contract, None where it was not asked
+    silent: Text = ""  # why the daemon told less
+
+
 class Remote(msgspec.Struct, frozen=True):
     """What the TLS of the contract is in truth."""
 
     certificates: Annotated[dict[Short, Certificate], msgspec.Meta(max_length=32)] = {}  # by its path
     peers: Annotated[dict[Short, Peer], msgspec.Meta(max_length=32)] = {}  # by name, this host itself among them
+    sasl: Sasl | None = None  # None where no SASL is promised
 
 
 class Guest(msgspec.Struct, frozen=True):
@@ -877,6 +893,15 @@ class CertificateWish(msgspec.Struct, frozen=True):
     owner: Short = "root"
 
 
+class SaslWish(msgspec.Struct, frozen=True):
+    """Who logs in with a password, and how; empty where nobody does."""
+
+    mechanisms: Names = ()
+    users: Names = ()
+    configuration: Short = ""  # where the SASL library looks
+    database: Short = ""
+
+
 class RemoteWish(msgspec.Struct, frozen=True):
     """How other machines reach libvirt. Without a contract, and where only ssh is wanted, nothing is promised."""
 
@@ -886,6 +911,7 @@ class RemoteWish(msgspec.Struct, frozen=True):
     sockets: Names = ()
     addresses: Names = ()  # to listen on; empty for all
     port: int = 16514
+    sasl: SaslWish = SaslWish()
     ca_sha256: Short = ""  # "" where the CA is not the fleet's
     certificates: Annotated[tuple[CertificateWish, ...], msgspec.Meta(max_length=32)] = ()
 

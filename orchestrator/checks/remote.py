@@ -1,4 +1,4 @@
-"""Is libvirt reached from other machines over TLS, and does it reach them?"""
+"""Is libvirt reached from other machines over TLS, whom does it let in, and does it reach them?"""
 
 from __future__ import annotations
 
@@ -6,8 +6,17 @@ import ipaddress
 from datetime import UTC, datetime
 
 from orchestrator.checks.contract import PROVISION
-from orchestrator.checks.registry import Case, check, failed, not_applicable, passed, warned
-from orchestrator.model import Certificate, CertificateWish, Finding, Unit
+from orchestrator.checks.registry import (
+    Case,
+    check,
+    differences,
+    failed,
+    not_applicable,
+    passed,
+    undecided,
+    warned,
+)
+from orchestrator.model import Certificate, CertificateWish, Finding, Sasl, SaslWish, Unit
 
 DAY_S = 86400
 EARLY_DAYS = 30
@@ -146,4 +155,72 @@ def reach(case: Case) -> Finding:
     return passed(f"libvirt answers over TLS; peers asked: {len(found) - bool(mine)} of {len(wish.peers)}")
 
 
-CHECKS = (sockets, certificate, reach)
+@check(
+    "remote.sasl",
+    "libvirt asks for a password",
+    sections=("remote",),
+    requires=("remote.reach",),
+    explained_by=("libvirt.settings", "contract.packages"),
+    proves="Over TLS libvirt lets in nobody without a password, by the mechanism that was declared; the users are "
+    "those that were declared, and only root reads what is stored of their passwords.",
+    how="The daemon itself says, before any login, how it authenticates and with which mechanisms; a login that is "
+    "begun and not finished, which takes no password, shows that it finds the first user. The names in the database "
+    "and the SASL library's file are compared with the contract.",
+    todo="`kvmfleet provision` writes the database anew. One that others could read: give its users new passwords. A "
+    "user whom the daemon does not find: the host has another name since, and users are stored below the old one.",
+)
+def sasl(case: Case) -> Finding:
+    wish, found = case.wishes.remote.sasl, case.evidence.remote.sasl
+    if not wish.mechanisms:
+        return not_applicable("no SASL is asked for")
+    if found is None:
+        return undecided("SASL was not looked at", fix="Run `kvmfleet validate` again; if it stays, look at the host.")
+    exposed = _exposed(wish, found)
+    if found.unread and not exposed:
+        again = f"Run `sasldblistusers2 -f {wish.database}` on the host."
+        return undecided(f"the users in {wish.database} could not be listed: {found.unread}", fix=again)
+    if problem := exposed or _declared(wish, found) or _daemon(wish, found):
+        return failed(
+            problem, expected=f"{', '.join(wish.mechanisms)} for the users declared", seen=problem, fix=PROVISION
+        )
+    if found.knows is None:
+        journal = "Read `journalctl -u libvirtd -u virtproxyd` on the host."
+        return undecided(f"libvirt did not tell how it asks for passwords: {found.silent}", fix=journal)
+    return passed(f"libvirt asks for a password, {', '.join(wish.mechanisms)}; users: {len(wish.users)}")
+
+
+def _exposed(wish: SaslWish, found: Sasl) -> str:
+    """Who else reads the database, or that there is none."""
+    state = found.database
+    if not state.exists:
+        return f"there is no {wish.database}"
+    if state.mode & 0o077 or state.owner != "root":
+        return f"{wish.database} can be read by others: mode {state.mode:04o}, owner {state.owner}"
+    return ""
+
+
+def _declared(wish: SaslWish, found: Sasl) -> str:
+    """What in the files is not as it was declared."""
+    if missing := sorted(set(wish.users) - set(found.users)):
+        return f"not in {wish.database}, and cannot log in: {', '.join(missing)}"
+    if strangers := sorted(set(found.users) - set(wish.users)):
+        return f"in {wish.database}, and not declared: {', '.join(strangers)}"
+    wanted = {"mech_list": " ".join(wish.mechanisms), "sasldb_path": wish.database}
+    have = {**found.settings, "mech_list": found.settings.get("mech_list", "").upper()}
+    wrong = differences(wanted, have)
+    return f"{wish.configuration}: {'; '.join(wrong)}" if wrong else ""
+
+
+def _daemon(wish: SaslWish, found: Sasl) -> str:
+    """What is wrong with what the daemon does."""
+    if found.asks and found.asks != ("sasl",):
+        return "libvirt asks for no password: a certificate is enough"
+    if found.asks and set(found.mechanisms) != set(wish.mechanisms):
+        offered = ", ".join(found.mechanisms) or f"no mechanism ({found.silent})"
+        return f"libvirt offers {offered}, not {', '.join(wish.mechanisms)}"
+    if found.knows is False:
+        return f"libvirt does not find the user {wish.users[0]}" if wish.users else "libvirt finds no user"
+    return ""
+
+
+CHECKS = (sockets, certificate, reach, sasl)

@@ -21,7 +21,12 @@ def look(contract: Contract) -> Dict[str, Any]:
     for wish in pairs:
         ca, certificate, key = (str(wish.get(kind, "")) for kind in ("ca", "certificate", "key"))
         found[certificate] = tls.certificate(ca, certificate, key)
-    return {"certificates": found, "peers": peers(asked(contract), port(contract))}
+    answers = {"certificates": found, "peers": peers(asked(contract), port(contract))}
+    if not contract.names("remote.sasl.mechanisms"):
+        return answers
+    from . import sasl
+
+    return dict(answers, sasl=sasl.look(contract))
 
 
 def port(contract: Contract) -> int:

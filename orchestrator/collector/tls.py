@@ -122,14 +122,19 @@ def said(error: ssl.SSLError) -> str:
     return reason or "{}".format(error.reason)
 
 
+def trust() -> ssl.SSLContext:
+    """That of a client with this host's certificate, which looks at the name of whom it reaches."""
+    made = context(ssl.PROTOCOL_TLS_CLIENT, *CLIENT)
+    made.check_hostname = True
+    return made
+
+
 def peer(name: str, where: str, number: int) -> Dict[str, Any]:
     """Why the libvirt there is not usable from here, "" where it is, and the certificate that it shows."""
     shown = ""
     try:
-        trust = context(ssl.PROTOCOL_TLS_CLIENT, *CLIENT)
-        trust.check_hostname = True
         plain = socket.create_connection((where, number), PATIENCE_S)
-        with plain, trust.wrap_socket(plain, server_hostname=name) as secure:
+        with plain, trust().wrap_socket(plain, server_hostname=name) as secure:
             shown = hashlib.sha256(secure.getpeercert(True) or b"").hexdigest()
             # One byte says that the certificate of this end was accepted.
             if secure.recv(1) != b"\1":
