@@ -187,6 +187,38 @@ CASES: dict[str, dict[str, Any]] = {
         "libvirt_remote_ca_passphrase": "geheim",
         "libvirt_remote_allowed_dns": ["O=me,CN=*"],
     },
+    "sasl": {
+        "facts": HOSTS["RedHat_9"],
+        "libvirt_remote_transports": ["tls"],
+        "libvirt_remote_ca_passphrase": "geheim",
+        "libvirt_remote_sasl": "scram-sha-256",
+        "libvirt_remote_sasl_users": [
+            {"name": "backup", "password": "streng geheim ü"},
+            {"name": "2nd.host-1", "password": 12345678},
+        ],
+        "qemu_kvm_install": True,
+    },
+    "sasl-without-tls": {
+        "libvirt_remote_sasl": "scram-sha-256",
+        "libvirt_remote_sasl_users": [{"name": "backup", "password": "streng geheim"}],
+    },
+    "sasl-for-nobody": {"libvirt_remote_transports": ["tls"], "libvirt_remote_sasl": "scram-sha-256"},
+    "sasl-elsewhere": {
+        "facts": HOSTS["Alpine"],
+        "libvirt_remote_transports": ["tls"],
+        "libvirt_remote_sasl": "scram-sha-256",
+        "libvirt_remote_sasl_users": [{"name": "backup", "password": "streng geheim"}],
+    },
+    "bad-sasl-users": {
+        "libvirt_remote_sasl_users": [
+            {"name": name, "password": password}
+            for name, password in {"-c": "", "a@b": "streng geheim\n", "new\n": "x" * 257, "": "streng geheim"}.items()
+        ]
+        + [{"name": "twice", "password": "streng geheim"}] * 2,
+    },
+    "bad-sasl": {"libvirt_remote_sasl": "digest-md5"},
+    "sasl-without-password": {"libvirt_remote_sasl_users": [{"name": "backup"}]},
+    "sasl-as-text": {"libvirt_remote_sasl_users": ["backup:streng geheim"]},
     "bad-transport": {"libvirt_remote_transports": ["tcp"]},
     "bad-remote": {"libvirt_remote_names": ["-x"], "libvirt_remote_addresses": ["hv1"], "libvirt_remote_days": 0},
     "half-a-certificate": {"libvirt_remote_transports": ["tls"], "libvirt_remote_key": "/etc/ssl/hv1.key"},
@@ -396,6 +428,22 @@ def test_where_daemons_are_modular_others_reach_the_proxy(answers: dict[str, dic
     assert decoded.remote.certificates[2].owner == "qemu"
 
 
+def test_a_host_that_asks_for_passwords_promises_users_and_no_password(answers: dict[str, dict[str, Any]]) -> None:
+    decoded = contract(answers, "sasl")
+    assert decoded.remote.sasl.mechanisms == ("SCRAM-SHA-256",)
+    assert decoded.remote.sasl.users == ("backup", "2nd.host-1")
+    assert decoded.libvirt.settings["virtproxyd.conf"]["auth_tls"] == '"sasl"'
+    assert "auth_tls" not in decoded.libvirt.settings["virtqemud.conf"]
+    assert {"cyrus-sasl", "cyrus-sasl-scram"} <= set(decoded.packages)
+    assert contract(answers, "remote").remote.sasl.mechanisms == ()
+
+
+@pytest.mark.parametrize("host", [name for name in CASES if "sasl" in name])
+def test_a_password_of_a_user_is_said_nowhere(answers: dict[str, dict[str, Any]], host: str) -> None:
+    text = json.dumps(answers[host], ensure_ascii=False)
+    assert not [word for word in ("streng", "12345678", "xxx") if word in text]
+
+
 def test_a_host_without_tls_promises_nothing_of_it(answers: dict[str, dict[str, Any]]) -> None:
     assert "remote" not in answers["Debian_13"]["msg"]["contract"]
 
@@ -439,6 +487,20 @@ def test_a_container_need_not_have_the_modules_and_the_arguments(answers: dict[s
         ("bad-family", ["auto, monolithic, modular, got: modern"]),
         ("bad-transport", ["ssh, tls", "tcp"]),
         ("bad-remote", ["no names or addresses of hosts: -x", "systemd listens on addresses", "at least 1"]),
+        ("sasl-without-tls", ["asked for over tls", "Put tls into libvirt_remote_transports"]),
+        ("sasl-for-nobody", ["nobody could log in", "Name somebody there"]),
+        ("sasl-elsewhere", ["not known on Alpine", "Take tls out"]),
+        (
+            "bad-sasl-users",
+            [
+                'which is not so with "-c", "a@b", "new\\n", "".',
+                "more than one for twice.",
+                'which is not so with that of "-c", "a@b", "new\\n".',
+            ],
+        ),
+        ("bad-sasl", ["none, scram-sha-256, got: digest-md5"]),
+        ("sasl-without-password", ["missing required arguments: password", "libvirt_remote_sasl_users"]),
+        ("sasl-as-text", ["libvirt_remote_sasl_users"]),
         ("half-a-certificate", ["belong together", "set all three"]),
         ("no-such-certificate", ["libvirt_remote_ca_certificate", "this host has no /nowhere/ca.pem"]),
         ("remote-openrc", ["openrc runs this host", "Take tls out"]),
