@@ -227,6 +227,7 @@ def _hardware(evidence: Evidence) -> Items:
     cpu, own = evidence.cpu, evidence.identity
     told = {"cpu": f"{cpu.vendor} {cpu.model}, {cpu.threads} threads".strip(), "cpu flags": _list(own.flags)}
     told |= {"memory": f"{own.memory_mib} MiB" if own.memory_mib else "", "machine": own.machine}
+    told["microcode"] = _list({kind.microcode for kind in cpu.kinds if kind.microcode})
     told |= {f"interface {name}": value for name, value in own.interfaces.items()}
     return {name: value for name, value in told.items() if value}
 

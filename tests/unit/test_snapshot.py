@@ -88,6 +88,7 @@ TOUCHED: dict[str, tuple[Any, str]] = {
     "firewall": ({"security": {"firewall": {"rules": []}}}, "firewall:rules"),
     "confinement": ({"security": {"apparmor": False}}, "security:apparmor"),
     "node": ({"kvm": {"node": {"mode": 0o666}}}, "kvm-node"),
+    "microcode": ({"cpu": {"kinds": [{"cpus": "0-63", "id": "x", "microcode": "0xd0003f6"}]}}, "hardware:microcode"),
     "memory": ({"identity": {"memory_mib": 32768}}, "hardware:memory"),
     "interface": ({"identity": {"interfaces": {"eth0": None}}}, "hardware:interface eth0"),
     "kernel": ({"system": {"kernel": "6.1.0-40-amd64"}}, "system:kernel"),
