@@ -100,6 +100,6 @@ def _section(topic: Topic) -> str:
         f"**How:** {topic.explanation.how}",
         f"**To do:** {topic.explanation.todo}",
     ]
-    if topic.lab_warns:
-        parts.append("In the profile lab a failure is a warning.")
+    if topic.leniency:
+        parts.append(topic.leniency)
     return "\n" + "\n\n".join(parts) + "\n"

@@ -39,7 +39,7 @@ def synchronised(case: Case) -> Finding:
     "clock.offset",
     "The host's clock agrees with the controller's",
     sections=(),
-    lab_warns=True,
+    warns_in=("lab",),
     proves=f"The two clocks are at most {OFF_S:.0f} s apart: certificates are valid for both, logs can be compared.",
     how="The controller notes when it asks and when it has the answer; the host looks at its clock in between. Only "
     "what lies outside of that time is an offset, so a slow answer is none.",
@@ -75,7 +75,7 @@ def _span(seconds: float) -> str:
     "clock.source",
     "The kernel counts time with the processor",
     sections=("clock", "kernel", "system"),
-    lab_warns=True,
+    warns_in=("lab",),
     proves="Reading the clock costs nanoseconds, on the host and, through kvm-clock, in its guests.",
     how="/sys/devices/system/clocksource. With hpet or acpi_pm every reading goes to the chipset, and guests lose the "
     "clock that they can read without an exit; jiffies are as coarse as the timer.",

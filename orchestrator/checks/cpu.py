@@ -76,7 +76,7 @@ def conflicts(case: Case) -> Finding:
     sections=("cpu", "system", "kvm"),
     requires=("cpu.arch",),
     explained_by=("cpu.conflicts",),
-    lab_warns=True,
+    warns_in=("lab",),
     proves="VT-x or SVM is not switched off and locked in the firmware's setup, on any processor.",
     how="IA32_FEATURE_CONTROL (locked without VMX) or VM_CR (SVMDIS) of every processor, where the module msr is "
     "loaded; otherwise the kernel's log since the boot. Where KVM runs, nothing can be locked.",
@@ -117,7 +117,7 @@ def _locked(vendor: str, value: str) -> bool:
     sections=("cpu", "system"),
     requires=("cpu.arch",),
     explained_by=("cpu.conflicts", "cpu.firmware"),
-    lab_warns=True,
+    warns_in=("lab",),
     proves="The processor offers VT-x or SVM, and the firmware has not switched it off.",
     how="The flag vmx or svm in /proc/cpuinfo. Flags are a hint and never the last word: KVM exists without them, and "
     "where a guest executes, their absence is noted and passes.",
@@ -140,7 +140,7 @@ def extensions(case: Case) -> Finding:
     "Every processor has virtualization",
     sections=("cpu", "kvm"),
     requires=("cpu.extensions",),
-    lab_warns=True,
+    warns_in=("lab",),
     proves="No processor lacks what the others have of VT-x or SVM: KVM refuses a machine on which one does.",
     how="The flags vmx and svm of every processor in /proc/cpuinfo.",
     todo="Firmware that forgot a processor: update it, load its defaults, and switch virtualization on again.",

@@ -32,7 +32,7 @@ def _how_to_load(case: Case, name: str) -> str:
     sections=("kernel", "system"),
     requires=("cpu.extensions",),
     explained_by=("cpu.conflicts", "cpu.firmware", "cpu.flags_everywhere"),
-    lab_warns=True,
+    warns_in=("lab",),
     proves="KVM and the part of it for this processor are in the running kernel.",
     how="/proc/modules, /sys/module and /proc/misc, because builtin modules show only in some of them.",
     todo="`modprobe kvm_intel` or `modprobe kvm_amd`. 'Operation not supported' means that the firmware has it off. In "

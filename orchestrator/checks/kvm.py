@@ -30,7 +30,7 @@ LOOK = "Read `dmesg | grep -i kvm`; it names what KVM does not support."
     "/dev/kvm is there",
     sections=("kvm",),
     requires=("kernel.module",),
-    lab_warns=True,
+    warns_in=("lab",),
     proves="/dev/kvm is the character device of KVM, and opens.",
     how="stat(2): a character device 10:232; then open(2) for reading and writing.",
     todo="Load the module; udev makes the node. In a container, pass the device in and allow it in the cgroup.",
@@ -82,7 +82,7 @@ def permission(case: Case) -> Finding:
     "KVM speaks the known interface",
     sections=("kvm",),
     requires=("kvm.node",),
-    lab_warns=True,
+    warns_in=("lab",),
     proves="Behind /dev/kvm is KVM, and it answers.",
     how="The ioctl KVM_GET_API_VERSION gives 12, as on every kernel since 2.6.22.",
     todo="Reload the KVM modules; a node that answers something else is not KVM's.",
@@ -153,7 +153,7 @@ def vcpus(case: Case) -> Finding:
     sections=("kvm",),
     requires=("kvm.api",),
     explained_by=("cpu.conflicts", "cpu.flags_everywhere", "memory.overcommit", "kvm.capabilities"),
-    lab_warns=True,
+    warns_in=("lab",),
     proves="KVM creates a machine and executes code in it: not that a file exists, that it works.",
     how="Twenty bytes of code read a random nonce from guest memory, change it, and write it to a port and back to "
     "memory; both must match. Through ioctls in a child process with a time limit; needs no package, takes "
@@ -179,7 +179,7 @@ def executes(case: Case) -> Finding:
     "The processor executes the guest",
     sections=("kvm",),
     requires=("kvm.exec",),
-    lab_warns=True,
+    warns_in=("lab",),
     proves="Guest instructions run on the processor and are not emulated one by one, a thousand times slower.",
     how="A loop of 20000 turns in 64 bit mode. The kernel's counter insn_emulation decides; before Linux "
     "5.14 the time does.",

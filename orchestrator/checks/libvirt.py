@@ -195,7 +195,7 @@ def _count(errors: int) -> str:
     sections=("libvirt",),
     requires=("libvirt.connect",),
     explained_by=("kvm.node", "kvm.exec", "kvm.open_as", "qemu.kvm"),
-    lab_warns=True,
+    warns_in=("lab",),
     proves="libvirt will start domains of type kvm.",
     how="The capabilities list a domain of type kvm for the host's own architecture.",
     todo="libvirt remembers what QEMU could do: restart the daemon after KVM or QEMU was repaired.",

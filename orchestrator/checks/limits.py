@@ -142,7 +142,7 @@ def inotify(case: Case) -> Finding:
     "A guest's memory may be locked",
     sections=("processes", "system"),
     requires=("contract.present", "libvirt.connect"),
-    lab_warns=True,
+    warns_in=("lab",),
     proves="A guest that is given a device (VFIO) starts: all of its memory is locked then.",
     how="Where the contract wants an IOMMU: the hard limit of locked memory of libvirt's daemon, or its capability to "
     "raise it (CAP_SYS_RESOURCE), with which libvirt gives each guest its own limit.",

@@ -42,7 +42,7 @@ def available(case: Case) -> Finding:
     "memory.overcommit",
     "The kernel promises guests their memory",
     sections=("memory",),
-    lab_warns=True,
+    warns_in=("lab",),
     proves="QEMU can map a guest's memory: vm.overcommit_memory does not refuse what is there.",
     how="vm.overcommit_memory; where it is 2, CommitLimit less Committed_AS in /proc/meminfo against what is there.",
     todo="`sysctl vm.overcommit_memory=0`, or raise vm.overcommit_ratio, and put it into host_tuning_sysctls. With 2, "
@@ -138,7 +138,7 @@ def numa(case: Case) -> Finding:
     "memory.errors",
     "The memory is sound",
     sections=("memory",),
-    lab_warns=True,
+    warns_in=("lab",),
     proves="No memory failed since the boot in a way that ECC could not correct.",
     how="ue_count of the memory controllers in /sys/devices/system/edac, and HardwareCorrupted in /proc/meminfo. "
     "Corrected errors are told, and pass.",

@@ -105,7 +105,7 @@ REASONS = {
     sections=("qemu", "kvm"),
     requires=("qemu.binary", "qemu.kvm", "kvm.node"),
     explained_by=("kvm.permission", "kvm.api", "kvm.open_as", "kvm.exec"),
-    lab_warns=True,
+    warns_in=("lab",),
     proves="This QEMU, as the user that guests run as, really gets KVM from the kernel.",
     how="QEMU is started without a machine and with KVM, asked over QMP (query-kvm), and quit: some 50 ms.",
     todo="Start it yourself, it says why: `runuser -u libvirt-qemu -- qemu-system-x86_64 -machine none,accel=kvm "

@@ -61,15 +61,21 @@ class Topic(msgspec.Struct, frozen=True, kw_only=True):
     title: str
     explanation: Explanation
     requires: tuple[str, ...] = ()
-    lab_warns: bool = False
+    warns_in: tuple[Profile, ...] = ()  # the profiles in which a failure is only a warning
+
+    @property
+    def leniency(self) -> str:
+        """The sentence about `warns_in`; "" where every profile is strict."""
+        profiles = f"profile{'s' if len(self.warns_in) > 1 else ''} {' and '.join(self.warns_in)}"
+        return f"In the {profiles} a failure is a warning." if self.warns_in else ""
 
 
 class Check(Topic, frozen=True, kw_only=True):
     """A topic that evidence decides.
 
     A check is skipped when one of `requires` failed. One of `explained_by` that failed turns only a failure of this
-    check into a skip: what passed all the same, passed. In the profile lab a failure is a warning where `lab_warns`;
-    the judge does that.
+    check into a skip: what passed all the same, passed. In the profiles `warns_in` a failure is a warning; the judge
+    does that.
     """
 
     sections: tuple[str, ...]  # of the evidence; one that could not be collected makes the finding an error
@@ -98,7 +104,7 @@ def check(
     todo: str,
     requires: tuple[str, ...] = (),
     explained_by: tuple[str, ...] = (),
-    lab_warns: bool = False,
+    warns_in: tuple[Profile, ...] = (),
 ) -> Callable[[Look], Check]:
     """Make a check of the function below."""
     return lambda look: Check(
@@ -106,7 +112,7 @@ def check(
         title=title,
         explanation=Explanation(proves, how, todo),
         requires=requires,
-        lab_warns=lab_warns,
+        warns_in=warns_in,
         sections=sections,
         explained_by=explained_by,
         look=look,

@@ -368,7 +368,7 @@ def volume(case: Case) -> Finding:
     "storage.images",
     "There is room for disks of guests",
     sections=("storage",),
-    lab_warns=True,
+    warns_in=("lab",),
     proves="Where no pool was declared, libvirt's own folder has space and inodes left.",
     how=f"statvfs(2) of {IMAGES}, with the limits of storage.space and storage.inodes.",
     todo=ROOM,

@@ -27,7 +27,7 @@ GIB = 1024
         "remote.sockets",
         "guests.service",
     ),
-    lab_warns=True,
+    warns_in=("lab",),
     proves="Everything that systemd was told to start did its work, what guests need above all.",
     how="`systemctl list-units --state=failed`. One of the contract's units is a failure, any other a warning.",
     todo="`systemctl status UNIT` and `journalctl -u UNIT` say why; then `systemctl restart UNIT`, or `systemctl "

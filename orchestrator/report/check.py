@@ -20,6 +20,6 @@ def explanation(topic: Topic) -> RenderableType:
     table.add_row("to do", topic.explanation.todo)
     if topic.requires:
         table.add_row("needs", ", ".join(topic.requires))
-    if topic.lab_warns:
-        table.add_row("profile", "in the profile lab a failure is a warning")
+    if topic.leniency:
+        table.add_row("profile", topic.leniency)
     return Group(Text(f"{topic.id}: {topic.title}", style="bold"), table)

@@ -9,6 +9,7 @@ import pytest
 from evidence import FOLDER, Case, host, judged
 
 from orchestrator.checks.catalogue import catalogue, explain, markdown, topics
+from orchestrator.checks.kvm import CHECKS as KVM
 
 CASES = sorted(FOLDER.glob("*/*.json"))
 DOCS = FOLDER.parents[1] / "docs" / "checks.md"
@@ -81,6 +82,18 @@ def test_every_topic_explains_itself(topic) -> None:
     for text in (topic.title, topic.explanation.proves, topic.explanation.how, topic.explanation.todo):
         assert text.strip()
         assert "  " not in text
+
+
+@pytest.mark.parametrize(
+    ("profiles", "sentence"),
+    [
+        ((), ""),
+        (("lab",), "In the profile lab a failure is a warning."),
+        (("lab", "production"), "In the profiles lab and production a failure is a warning."),
+    ],
+)
+def test_a_topic_names_the_profiles_that_are_lenient(profiles, sentence) -> None:
+    assert msgspec.structs.replace(KVM[0], warns_in=profiles).leniency == sentence
 
 
 def test_nobody_explains_an_unknown_check() -> None:
