@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,7 @@ class Host(msgspec.Struct, frozen=True):
     python: str = ""  # ansible_python_interpreter; "" when Ansible would look for one itself
     connect_timeout_s: int = 10
     templated: tuple[str, ...] = ()  # ansible_* variables that only Ansible can resolve: Jinja, or encrypted in place
+    groups: tuple[str, ...] = ()  # that it is in, those above them too
 
     def __repr__(self) -> str:
         return f"Host({self.name!r}, {self.connection!r}, {self.address!r})"
@@ -118,8 +119,12 @@ def decode(listing: bytes, options: AnsibleOptions, settings: Settings) -> Fleet
     if not names:
         raise _nobody(options, groups)
     variables = groups.get("_meta", {}).get("hostvars", {})
+    members = {group: frozenset(_members(groups, group)) for group in groups if group != "_meta"}
     return Fleet(
-        hosts=tuple(_host(name, variables.get(name, {}), options, settings) for name in names),
+        hosts=tuple(
+            _host(name, variables.get(name, {}), options, settings, [g for g in members if name in members[g]])
+            for name in names
+        ),
         sources=options.inventory,
         settings=settings,
     )
@@ -167,9 +172,9 @@ def _inventory_arguments(options: AnsibleOptions) -> list[str]:
     ]
 
 
-def _members(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _members(groups: Mapping[str, Mapping[str, Any]], group: str = GROUP) -> list[str]:
     """The hosts of the group, each once, in Ansible's order: its own, then those of its children, level by level."""
-    names, seen = [GROUP], {}
+    names, seen = [group], {}
     for name in names:
         names.extend(child for child in groups.get(name, {}).get("children", ()) if child not in names)
         seen.update(dict.fromkeys(groups.get(name, {}).get("hosts", ())))
@@ -196,7 +201,9 @@ def _nobody(options: AnsibleOptions, groups: Mapping[str, Mapping[str, Any]]) ->
     return InventoryError(f"inventory: the group {GROUP} has no hosts", hint=f"Add hosts to the group {GROUP}.")
 
 
-def _host(name: str, raw: Mapping[str, Any], options: AnsibleOptions, settings: Settings) -> Host:
+def _host(
+    name: str, raw: Mapping[str, Any], options: AnsibleOptions, settings: Settings, groups: Iterable[str]
+) -> Host:
     _refuse_odd_name(name)
     said = {key: _plain(value) for key, value in raw.items() if key.startswith("ansible_")}
 
@@ -225,6 +232,7 @@ def _host(name: str, raw: Mapping[str, Any], options: AnsibleOptions, settings: 
         or settings.timeout_s
         or CONNECT_TIMEOUT_S,
         templated=tuple(sorted(key for key, value in raw.items() if key.startswith("ansible_") and _is_open(value))),
+        groups=tuple(groups),
     )
 
 

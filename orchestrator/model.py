@@ -1043,13 +1043,14 @@ class Collected(msgspec.Struct, frozen=True):
     """One host's answer, or why there is none."""
 
     host: str
-    path: Literal["ssh", "local", "ansible"]
+    path: Literal["ssh", "local", "ansible", "file"]  # file: a recording that cannot be read
     evidence: Evidence | None = None
     problem: str = ""  # what and why, one line, no terminal escapes
     hint: str = ""
     bytes_sent: int = 0
     bytes_received: int = 0
     unreachable: bool = False  # False with a problem: the host answered, but not with evidence
+    recorded_at_s: float | None = None  # where no host was asked: when the recording was made
 
 
 class HostResult(msgspec.Struct, frozen=True):
@@ -1060,3 +1061,5 @@ class HostResult(msgspec.Struct, frozen=True):
     collected: Collected
     contract: Contract | None = None
     converged: HostConverged | None = None
+    profile: Profile = "production"  # that it was judged by
+    groups: tuple[str, ...] = ()  # of the inventory that it is in

@@ -17,7 +17,6 @@ from orchestrator.judge import judge, judge_fleet, read_contract, silence
 from orchestrator.model import (
     Boot,
     Collected,
-    Contract,
     Depth,
     Finding,
     FleetFinding,
@@ -28,9 +27,10 @@ from orchestrator.model import (
     Profile,
     Step,
 )
+from orchestrator.recording import Recording
 from orchestrator.store import Store
 
-__all__ = ["Edges", "Event", "Run", "Watch", "provision", "unprovision", "validate", "watch"]
+__all__ = ["Edges", "Event", "Run", "Watch", "provision", "replay", "unprovision", "validate", "watch"]
 
 PLAYBOOK = "provision.yml"
 BACK = "unprovision.yml"
@@ -131,12 +131,16 @@ def validate(
     *,
     secrets: Secrets = Secrets(),  # noqa: B008 - frozen
     boot: Boot = Boot(),  # noqa: B008 - frozen
+    profile: Profile | None = None,
     on_event: Tell | None = None,
     edges: Edges = EDGES,
 ) -> Run:
-    """Proves every host as it is. Takes no lock: looking changes nothing, and may go on beside a rollout."""
+    """Proves every host as it is, as its profile wants it, or as the given one does.
+
+    Takes no lock: looking changes nothing, and may go on beside a rollout.
+    """
     with _History(edges.store, "validate") as history:
-        results = _prove(fleet, options, secrets, boot, on_event or _nothing, edges, {})
+        results = _prove(fleet, options, secrets, boot, on_event or _nothing, edges, {}, profile)
         return Run(results, (), history.keep(results), judge_fleet(results))
 
 
@@ -185,6 +189,12 @@ def watch(
         return Watch(tuple(found[host.name] for host in fleet.hosts))
 
 
+def replay(recordings: Sequence[Recording], *, profile: Profile | None = None) -> Run:
+    """Judges what was recorded. No host is asked, and the history, which tells what was when, stays as it is."""
+    results = tuple(_replayed(recording, profile or recording.profile) for recording in recordings)
+    return Run(results, fleet=judge_fleet(results))
+
+
 def _play(
     fleet: Fleet,
     options: AnsibleOptions,
@@ -208,6 +218,7 @@ def _prove(
     tell: Tell,
     edges: Edges,
     converged: Mapping[str, HostConverged],
+    profile: Profile | None = None,
 ) -> tuple[HostResult, ...]:
     """One result for each host of the fleet: a silent host never passes."""
     answers = edges.collect(
@@ -223,21 +234,32 @@ def _prove(
     heard = {answer.host: answer for answer in answers}
     unheard = "the collector gave no answer for it"
     return tuple(
-        _result(host, heard.get(host.name) or Collected(host.name, "ssh", problem=unheard), converged.get(host.name))
+        _result(
+            heard.get(host.name) or Collected(host.name, "ssh", problem=unheard),
+            converged.get(host.name),
+            host.groups,
+            profile or _profile(host, heard.get(host.name)),
+        )
         for host in fleet.hosts
     )
 
 
-def _result(host: Host, collected: Collected, converged: HostConverged | None) -> HostResult:
-    if collected.evidence is None:
-        return HostResult(host.name, _with_play(silence(collected), converged), collected, None, converged)
-    contract = read_contract(collected.evidence)
-    judgement = judge(collected.evidence, contract, _profile(host, contract))
-    return HostResult(host.name, _with_play(judgement, converged), collected, contract, converged)
+def _replayed(recording: Recording, profile: Profile) -> HostResult:
+    collected = msgspec.structs.replace(recording.collected, recorded_at_s=recording.recorded_at_s)
+    return _result(collected, recording.converged, recording.groups, profile)
 
 
-def _profile(host: Host, contract: Contract | None) -> Profile:
+def _result(
+    collected: Collected, converged: HostConverged | None, groups: tuple[str, ...], profile: Profile
+) -> HostResult:
+    contract = read_contract(collected.evidence) if collected.evidence else None
+    judgement = judge(collected.evidence, contract, profile) if collected.evidence else silence(collected)
+    return HostResult(collected.host, _with_play(judgement, converged), collected, contract, converged, profile, groups)
+
+
+def _profile(host: Host, collected: Collected | None) -> Profile:
     """As the host was told; before the first rollout, as it will be told. The strict one where Jinja decides."""
+    contract = read_contract(collected.evidence) if collected and collected.evidence else None
     if contract:
         return contract.profile
     wanted = host.variables.get("kvmfleet_profile")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["printable", "printable_lines"]
+import datetime
+
+import msgspec
+
+__all__ = ["moment", "printable", "printable_json", "printable_lines"]
 
 
 def printable(text: str, limit: int = 400) -> str:
@@ -18,6 +22,28 @@ def printable_lines(text: str, limit: int = 20_000) -> str:
     """Like `printable`, for text whose line breaks, tabs and indentation matter, such as a diff."""
     lines = text[:limit].splitlines()
     return "\n".join("\t".join(_escaped(part) for part in line.split("\t")) for line in lines)
+
+
+def printable_json(document: object) -> str:
+    """Pretty JSON of which every character can be shown.
+
+    C1 controls and bidirectional overrides are legal in JSON and act on terminals; they become \\uXXXX.
+    """
+    text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
+    return "".join(c if c.isprintable() or c == "\n" else _json_escape(c) for c in text)
+
+
+def moment(seconds: float) -> str:
+    """Seconds since the epoch as a date and a time that people read, in UTC; whatever the number is."""
+    try:
+        return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (OverflowError, ValueError, OSError):  # a clock of no calendar
+        return f"{seconds:g} s since 1970"
+
+
+def _json_escape(character: str) -> str:
+    raw = character.encode("utf-16-be")
+    return "".join(f"\\u{raw[i]:02x}{raw[i + 1]:02x}" for i in range(0, len(raw), 2))
 
 
 def _escaped(text: str) -> str:

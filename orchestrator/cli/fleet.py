@@ -6,16 +6,27 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from orchestrator.cli.options import ansible, boot_option, connection_options, playbook_options, report_options
-from orchestrator.cli.output import Output, board, log, steps
+from orchestrator.cli.options import (
+    ansible,
+    boot_option,
+    connection_options,
+    playbook_options,
+    replay_options,
+    report_options,
+)
+from orchestrator.cli.output import Output, Reports, board, log, steps
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrator.inventory import AnsibleOptions, Fleet, Secrets
-    from orchestrator.model import Boot
+    from orchestrator.model import Boot, Profile
 
 __all__ = ["provision", "provision_hosts", "ready", "unprovision", "validate"]
+
+REPLAY = ("recorded", "profile", "verbose", "as_json", "junit", "strict")
+"""Options that have a meaning where no host is asked."""
 
 
 @click.command(short_help="Make the hosts KVM hosts, then prove each one.")
@@ -23,33 +34,56 @@ __all__ = ["provision", "provision_hosts", "ready", "unprovision", "validate"]
 @playbook_options
 @boot_option
 @report_options
-def provision(boot: Boot, as_json: bool, junit: str | None, strict: bool, **given: Any) -> None:
+def provision(boot: Boot, **given: Any) -> None:
     """Install and configure QEMU/KVM and libvirt on the hosts of the group kvm_hosts, then prove each one."""
-    if given["check"] and junit:
-        raise UsageError(
-            "Check mode proves nothing, so there is no JUnit report.", hint="Leave out --junit or --check."
-        )
+    reports = Reports.taken_from(given)
+    if given["check"] and reports.files:
+        named = " and ".join(reports.files)
+        raise UsageError(f"Check mode proves nothing to write with {named}.", hint=f"Leave out {named} or --check.")
     options, secrets = ansible(given)
     log(options.verbosity)
-    provision_hosts(options, secrets, boot, Output("provision", as_json, junit, strict, bool(options.verbosity)))
+    provision_hosts(options, secrets, boot, Output("provision", reports, bool(options.verbosity)))
 
 
 @click.command(short_help="Prove the hosts as they are; changes nothing.")
 @connection_options
 @boot_option
 @report_options
-def validate(boot: Boot, as_json: bool, junit: str | None, strict: bool, **given: Any) -> None:
+@replay_options
+@click.pass_context
+def validate(
+    context: click.Context, /, boot: Boot, recorded: tuple[str, ...], profile: Profile | None, **given: Any
+) -> None:
     """Prove the hosts as they are. Changes nothing; the guest that is booted cleans up after itself."""
-    from orchestrator import inventory, rollout
+    from orchestrator import inventory, recording, rollout
 
+    reports = Reports.taken_from(given)
+    output = Output("validate", reports, bool(given["verbose"]))
+    if recorded:
+        _refuse_beside_a_replay(context)
+        log(given["verbose"])
+        output.finish(rollout.replay(recording.read(recorded), profile=profile))
     options, secrets = ansible(given)
     log(options.verbosity)
-    output = Output("validate", as_json, junit, strict, bool(options.verbosity))
     boot = ready(boot)
     fleet = inventory.load(options)
     with board(fleet, "validate") as shown:
-        run = rollout.validate(fleet, options, secrets=secrets, boot=boot, on_event=shown.event)
+        run = rollout.validate(fleet, options, secrets=secrets, boot=boot, profile=profile, on_event=shown.event)
     output.finish(run)
+
+
+def _refuse_beside_a_replay(context: click.Context) -> None:
+    """What is about hosts, or would pass old evidence off as news, has nothing to do beside --from."""
+    typed = [
+        option.opts[-1]
+        for option in context.command.params
+        if option.name not in REPLAY and context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+    ]
+    if typed:
+        raise UsageError(
+            f"--from judges recorded evidence and asks no host, so {' and '.join(typed)} cannot be beside it.",
+            hint="Leave that out, or --from.",
+        )
 
 
 @click.command(short_help="Take back what was added to the hosts, and nothing else.")
@@ -73,7 +107,7 @@ def unprovision(as_json: bool, yes: bool, **given: Any) -> None:
         _agree(fleet, yes)
     with board(fleet, "check mode" if options.check else "unprovision") as shown:
         run = rollout.unprovision(fleet, options, secrets=secrets, on_event=shown.event)
-    Output("unprovision", as_json, None, False, bool(options.verbosity)).finish_given_back(run, options.check)
+    Output("unprovision", Reports(as_json), bool(options.verbosity)).finish_given_back(run, options.check)
 
 
 def _agree(fleet: Fleet, yes: bool) -> None:

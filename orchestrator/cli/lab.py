@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from orchestrator.cli.fleet import provision_hosts
 from orchestrator.cli.options import boot_option, report_options, yes_option
-from orchestrator.cli.output import Output, console, ignore, log, print_json, steps
+from orchestrator.cli.output import Output, Reports, console, ignore, log, print_json, steps
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
@@ -80,11 +80,9 @@ def lab_up(
     accelerator: str | None,
     bare: bool,
     boot: Boot,
-    as_json: bool,
-    junit: str | None,
-    strict: bool,
     verbose: int,
     yes: bool,
+    **given: Any,
 ) -> None:
     """Make a lab, or bring back what is missing of it; then provision and prove its hosts.
 
@@ -94,7 +92,8 @@ def lab_up(
     from orchestrator.lab import labs
     from orchestrator.lab.spec import LabSpec
 
-    if bare and (as_json or junit):
+    reports = Reports.taken_from(given)
+    if bare and (reports.as_json or reports.files):
         raise UsageError(
             "Bare hosts are not proven, so there is no report.",
             hint=f"Leave out --bare, or look at the lab: kvmfleet lab status {name}",
@@ -125,7 +124,7 @@ def lab_up(
         return
     options = AnsibleOptions(inventory=(str(made.inventory),), verbosity=verbose)
     try:
-        provision_hosts(options, Secrets(), boot, Output("lab up", as_json, junit, strict, bool(verbose)))
+        provision_hosts(options, Secrets(), boot, Output("lab up", reports, bool(verbose)))
     finally:
         labs.harvest(made)
 

@@ -26,6 +26,7 @@ __all__ = [
     "boot_option",
     "connection_options",
     "playbook_options",
+    "replay_options",
     "report_options",
     "yes_option",
 ]
@@ -33,6 +34,7 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEPTHS = ("none", "proof", "firmware", "uefi", "alpine")
+PROFILES = ("lab", "production", "multi-tenant")
 
 
 def _apply(*decorators: Callable[[F], F]) -> Callable[[F], F]:
@@ -80,7 +82,29 @@ report_options = _apply(
     click.option(
         "--junit", type=click.Path(dir_okay=False), metavar="FILE", help="Also write the report as JUnit XML."
     ),
+    click.option(
+        "--save-evidence",
+        type=click.Path(file_okay=False),
+        metavar="DIR",
+        help="Also write what each host said about itself to a file of its own, for `validate --from`.",
+    ),
     click.option("--strict", is_flag=True, help="Exit 2 for warnings as well."),
+)
+
+
+replay_options = _apply(
+    click.option(
+        "--from",
+        "recorded",
+        multiple=True,
+        metavar="FILE|DIR",
+        help="Ask no host: judge what --save-evidence wrote. May be repeated.",
+    ),
+    click.option(
+        "--profile",
+        type=click.Choice(PROFILES),
+        help="Judge by this profile instead of the one that each host was told to have.",
+    ),
 )
 
 

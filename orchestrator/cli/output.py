@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
 
 import click
 
@@ -19,30 +20,48 @@ if TYPE_CHECKING:
     from orchestrator.report.progress import Board, Steps
     from orchestrator.rollout import Run
 
-__all__ = ["Output", "board", "complain", "console", "ignore", "log", "print_json", "steps"]
+__all__ = ["Output", "Reports", "board", "complain", "console", "ignore", "log", "print_json", "steps"]
+
+
+class Reports(NamedTuple):
+    """What the user wants to have of what was learned: the values of `report_options`."""
+
+    as_json: bool = False
+    strict: bool = False
+    junit: str | None = None
+    save_evidence: str | None = None
+
+    @classmethod
+    def taken_from(cls, given: dict[str, Any]) -> Self:
+        """Out of what click parsed; the rest stays there."""
+        return cls(**{name: given.pop(name) for name in cls._fields})
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """Option -> path of what is to be written beside the report on stdout."""
+        named = {"--junit": self.junit, "--save-evidence": self.save_evidence}
+        return {option: path for option, path in named.items() if path}
 
 
 class Output:
     """Where the report of one command goes, and the exit code that it means."""
 
-    def __init__(self, command: str, as_json: bool, junit: str | None, strict: bool, verbose: bool) -> None:
+    def __init__(self, command: str, reports: Reports, verbose: bool) -> None:
         self._command = command
-        self._json = as_json
-        self._junit = junit
-        self._strict = strict
+        self._reports = reports
         self._verbose = verbose
 
     def finish(self, run: Run) -> NoReturn:
         """Prints the report before anything is written, so that a full disk loses nothing of it; then exits."""
         from orchestrator.report import json, summary, terminal
 
-        if self._json:
+        if self._reports.as_json:
             click.echo(json.render(run.results, run.fleet, command=self._command))
         else:
             console().print(terminal.report(run.results, run.fleet, verbose=self._verbose))
-        code = summary.exit_code(run.results, run.fleet, strict=self._strict)
-        if self._junit:
-            code = self._write_junit(self._junit, run) or code
+        code = summary.exit_code(run.results, run.fleet, strict=self._reports.strict)
+        for option, path in self._reports.files.items():
+            code = _written(option, path, run) or code
         for note in run.notes:
             complain(note)
             code = note.exit_code
@@ -52,7 +71,7 @@ class Output:
         """The same for check mode, which proves nothing and leaves nothing to write."""
         from orchestrator.report import json, summary, terminal
 
-        if self._json:
+        if self._reports.as_json:
             click.echo(json.render_pretended(run.converged, command=self._command))
         else:
             console().print(terminal.pretended(run.converged))
@@ -62,7 +81,7 @@ class Output:
         """For hosts that are no KVM hosts any more, so that nothing was proven."""
         from orchestrator.report import json, summary, terminal
 
-        if self._json:
+        if self._reports.as_json:
             click.echo(json.render_pretended(run.converged, command=self._command, check_mode=check))
         else:
             console().print(terminal.given_back(run.converged, check=check))
@@ -72,16 +91,36 @@ class Output:
             code = note.exit_code
         raise SystemExit(code)
 
-    def _write_junit(self, path: str, run: Run) -> int:
-        from orchestrator.report import junit
 
-        try:
-            Path(path).write_text(junit.render(run.results, run.fleet), encoding="utf-8")
-        except OSError as e:
-            problem = KvmfleetError(f"{path}: {e.strerror}.", hint="Give --junit a file that can be written.")
-            complain(problem)
-            return problem.exit_code
-        return 0
+def _written(option: str, path: str, run: Run) -> int:
+    """The exit code of writing one report to its file: 0, or that of the complaint about it."""
+    try:
+        _WRITERS[option](Path(path), run)
+    except OSError as e:
+        what = "folder" if option == "--save-evidence" else "file"
+        problem = KvmfleetError(f"{path}: {e.strerror}.", hint=f"Give {option} a {what} that can be written.")
+        complain(problem)
+        return problem.exit_code
+    return 0
+
+
+def _write_junit(path: Path, run: Run) -> None:
+    from orchestrator import whole_file
+    from orchestrator.report import junit
+
+    whole_file.write(path, junit.render(run.results, run.fleet))
+
+
+def _save_evidence(path: Path, run: Run) -> None:
+    from orchestrator import recording
+
+    recording.save(run.results, path)
+
+
+_WRITERS: Mapping[str, Callable[[Path, Run], None]] = {
+    "--junit": _write_junit,
+    "--save-evidence": _save_evidence,
+}
 
 
 def console(*, stderr: bool = False) -> Console:

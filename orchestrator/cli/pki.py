@@ -9,7 +9,7 @@ import click
 
 from orchestrator.cli.fleet import ready
 from orchestrator.cli.options import ansible, boot_option, connection_options, report_options
-from orchestrator.cli.output import Output, board, console, log, print_json
+from orchestrator.cli.output import Output, Reports, board, console, log, print_json
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def pki_status(as_json: bool) -> None:
 @connection_options
 @boot_option
 @report_options
-def pki_rotate(boot: Boot, as_json: bool, junit: str | None, strict: bool, **given: Any) -> None:
+def pki_rotate(boot: Boot, **given: Any) -> None:
     """Give every host that offers tls a new key and certificate now, then prove each one.
 
     Nothing else is changed, and daemons read the new ones without a restart.
@@ -71,9 +71,10 @@ def pki_rotate(boot: Boot, as_json: bool, junit: str | None, strict: bool, **giv
 
     from orchestrator import inventory, rollout
 
+    reports = Reports.taken_from(given)
     options, secrets = ansible(given)
     log(options.verbosity)
-    output = Output("pki rotate", as_json, junit, strict, bool(options.verbosity))
+    output = Output("pki rotate", reports, bool(options.verbosity))
     boot = ready(boot)
     fleet = inventory.load(options)  # before: what follows is no wish of the inventory's, and has no part in its digest
     rotate = msgspec.structs.replace(

@@ -16,10 +16,9 @@ from rich.text import Text
 
 from orchestrator import __version__
 from orchestrator.model import Drift, HostDrift
-from orchestrator.report.json import ascii_only
 from orchestrator.snapshot import owner
 from orchestrator.store import Acceptance, PastResult, PastRun
-from orchestrator.text import printable, printable_lines
+from orchestrator.text import printable, printable_json, printable_lines
 
 __all__ = ["exit_code", "past_host", "past_runs", "render", "report"]
 
@@ -49,7 +48,7 @@ def render(hosts: Sequence[HostDrift], inventory: Sequence[str] = ()) -> str:
             for host in hosts
         ],
     }
-    return ascii_only(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+    return printable_json(document)
 
 
 def _item(host: str, item: Drift, inventory: Sequence[str]) -> dict[str, object]:

@@ -1,34 +1,61 @@
-"""The report as one JSON document, for machines."""
+"""The report as one JSON document, for machines; docs/schema/report.json describes it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from orchestrator import __version__
-from orchestrator.model import FleetFinding, HostConverged, HostResult
+from orchestrator.model import Contract, Evidence, Finding, FleetFinding, HostConverged, HostResult, Profile, Verdict
 from orchestrator.report.summary import counts
+from orchestrator.text import printable_json
 
-__all__ = ["SCHEMA", "ascii_only", "render", "render_pretended"]
+__all__ = ["SCHEMA", "Report", "render", "render_pretended"]
 
 SCHEMA = 1
+"""Version of Report. Raised when a field changes its meaning, not when one is added."""
+
+
+class Reached(msgspec.Struct, frozen=True):
+    """How the host was asked, and what came of it."""
+
+    path: str  # ssh, local, ansible; file where a recording could not be read
+    problem: str
+    bytes_sent: int
+    bytes_received: int
+    recorded_at_s: float | None  # since the epoch; where no host was asked, but a recording was judged
+
+
+class HostReport(msgspec.Struct, frozen=True):
+    """Everything that a run learned about one host."""
+
+    name: str
+    verdict: Verdict
+    profile: Profile  # that it was judged by
+    cause: Finding | None
+    findings: tuple[Finding, ...]
+    converged: HostConverged | None
+    collected: Reached
+    contract: Contract | None
+    evidence: Evidence | None
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What a run learned."""
+
+    schema: int
+    kvmfleet: str
+    command: str
+    summary: Mapping[Verdict, int]  # how many hosts have each verdict
+    fleet: tuple[FleetFinding, ...]  # what the hosts are together
+    hosts: tuple[HostReport, ...]
 
 
 def render(results: Sequence[HostResult], fleet: Sequence[FleetFinding] = (), *, command: str) -> str:
-    """Pretty-printed JSON: schema, kvmfleet version, command, summary by verdict, what the hosts are together, and
-    every host with its findings, evidence and contract. Strings from hosts are as they came; JSON escapes what a
-    terminal could act on.
-    """
-    document = {
-        "schema": SCHEMA,
-        "kvmfleet": __version__,
-        "command": command,
-        "summary": counts(results),
-        "fleet": list(fleet),
-        "hosts": [_host(result) for result in results],
-    }
-    return ascii_only(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+    """Pretty-printed JSON. Strings from hosts are as they came; JSON escapes what a terminal could act on."""
+    hosts = tuple(map(_host, results))
+    return printable_json(Report(SCHEMA, __version__, command, counts(results), tuple(fleet), hosts))
 
 
 def render_pretended(converged: Sequence[HostConverged], *, command: str, check_mode: bool = True) -> str:
@@ -40,32 +67,25 @@ def render_pretended(converged: Sequence[HostConverged], *, command: str, check_
         "check_mode": check_mode,
         "hosts": [{"name": host.host, "converged": host} for host in converged],
     }
-    return ascii_only(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+    return printable_json(document)
 
 
-def _host(result: HostResult) -> dict[str, object]:
-    return {
-        "name": result.host,
-        "verdict": result.judgement.verdict,
-        "cause": result.judgement.cause,
-        "findings": result.judgement.findings,
-        "converged": result.converged,
-        "collected": {
-            "path": result.collected.path,
-            "problem": result.collected.problem,
-            "bytes_sent": result.collected.bytes_sent,
-            "bytes_received": result.collected.bytes_received,
-        },
-        "contract": result.contract,
-        "evidence": result.collected.evidence,
-    }
-
-
-def ascii_only(text: str) -> str:
-    """C1 controls and bidirectional overrides are legal in JSON and act on terminals; write them as \\uXXXX."""
-    return "".join(c if c.isprintable() or c == "\n" else _escape(c) for c in text)
-
-
-def _escape(character: str) -> str:
-    raw = character.encode("utf-16-be")
-    return "".join(f"\\u{raw[i]:02x}{raw[i + 1]:02x}" for i in range(0, len(raw), 2))
+def _host(result: HostResult) -> HostReport:
+    collected = result.collected
+    return HostReport(
+        name=result.host,
+        verdict=result.judgement.verdict,
+        profile=result.profile,
+        cause=result.judgement.cause,
+        findings=result.judgement.findings,
+        converged=result.converged,
+        collected=Reached(
+            collected.path,
+            collected.problem,
+            collected.bytes_sent,
+            collected.bytes_received,
+            collected.recorded_at_s,
+        ),
+        contract=result.contract,
+        evidence=collected.evidence,
+    )

@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 
 from orchestrator.model import Finding, FleetFinding, HostResult
-from orchestrator.text import printable
+from orchestrator.text import moment, printable
 
 __all__ = ["render"]
 
@@ -23,13 +23,20 @@ def render(results: Sequence[HostResult], fleet: Sequence[FleetFinding] = ()) ->
     """
     root = ET.Element("testsuites", name="kvmfleet")
     for result in results:
-        root.append(_suite(result.host, result.judgement.findings, verdict=result.judgement.verdict))
+        root.append(_suite(result.host, result.judgement.findings, **_properties(result)))
     if fleet:
         root.append(_suite("fleet", fleet))
     for key in ("tests", "failures", "errors", "skipped"):
         root.set(key, str(sum(int(suite.get(key, "0")) for suite in root)))
     ET.indent(root)
     return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _properties(result: HostResult) -> dict[str, str]:
+    verdict, at = result.judgement.verdict, result.collected.recorded_at_s
+    if at is None:
+        return {"verdict": verdict}
+    return {"verdict": verdict, "replay": f"of evidence that was recorded at {moment(at)}"}
 
 
 def _suite(name: str, findings: Sequence[Finding], **properties: str) -> ET.Element:

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from orchestrator.model import Finding, HostConverged, HostResult, Verdict
+from orchestrator.text import moment
 
-__all__ = ["VERDICTS", "counts", "exit_code", "pretended_exit_code", "worth_showing"]
+__all__ = ["VERDICTS", "counts", "exit_code", "pretended_exit_code", "replayed", "worth_showing"]
 
 VERDICTS: tuple[Verdict, ...] = ("proven", "degraded", "failed", "unreachable", "unknown")
 
@@ -35,6 +36,16 @@ def pretended_exit_code(converged: Sequence[HostConverged]) -> int:
     if not outcomes or outcomes & {"unreachable", "skipped"}:
         return 1
     return 2 if "failed" in outcomes else 0
+
+
+def replayed(results: Sequence[HostResult]) -> str:
+    """The sentence that a replay begins with, so that nobody takes it for news; "" where hosts were asked."""
+    times = [at for result in results if (at := result.collected.recorded_at_s) is not None]
+    if not times:
+        return ""
+    first, last = moment(min(times)), moment(max(times))
+    when = f"at {first}" if first == last else f"from {first} to {last}"
+    return f"Replay of evidence that was recorded {when}. No host was asked."
 
 
 def worth_showing(result: HostResult) -> tuple[Finding, ...]:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.model import Evidence, Finding, FleetFinding, HostConverged, HostResult
-from orchestrator.report.summary import counts, worth_showing
+from orchestrator.report.summary import counts, replayed, worth_showing
 from orchestrator.text import printable
 
 __all__ = ["findings", "given_back", "pretended", "report"]
@@ -39,7 +39,10 @@ def report(
     What the hosts are together comes last. With `verbose` every finding of every host is listed. Hosts' strings are
     escaped and never read as markup.
     """
-    parts: list[RenderableType] = [_table(results), Text()]
+    parts: list[RenderableType] = []
+    if told := replayed(results):
+        parts.append(Text(f"{told}\n", style="bold yellow"))
+    parts += [_table(results), Text()]
     parts += [findings(r) for r in results] if verbose else list(_advice(results))
     parts += [
         _line(finding, finding.hosts or ["fleet"]) for finding in fleet if verbose or finding.status in ("fail", "warn")

@@ -11,12 +11,15 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
+from evidence import host as evidence_of
 
 import orchestrator
+from orchestrator import recording
 from orchestrator.cli.main import cli, main
 from orchestrator.cli.options import BootType
-from orchestrator.cli.output import Output
+from orchestrator.cli.output import Output, Reports
 from orchestrator.errors import Interrupted, KvmfleetError
 from orchestrator.model import Boot, Collected, Drift, Finding, HostConverged, HostDrift, HostResult, Judgement
 from orchestrator.rollout import Run
@@ -86,7 +89,7 @@ def state(monkeypatch, tmp_path):
         (["lab", "up", "--boot", "file="], "'' is not an absolute path"),
         (["provision", "--boot", "file=/srv/x.img,expect=("], "is not a regular expression"),
         (["lab", "up", "--bare", "--json"], "there is no report"),
-        (["provision", "-C", "--junit", "report.xml"], "there is no JUnit report"),
+        (["provision", "-C", "--junit", "report.xml"], "proves nothing to write with --junit"),
         (["explain", "kvm.exce"], "Did you mean kvm.exec"),
         (["completion", "tcsh"], "'tcsh' is not one of"),
         (["lab", "ssh"], "Missing argument 'HOST'"),
@@ -175,8 +178,8 @@ RESULT = HostResult("hv1", Judgement("proven", (Finding("kvm.exec", "pass", "wor
 def finish(capsys):
     """Lets the output of a command finish a run; gives exit code, stdout and stderr."""
 
-    def call(run_, *, as_json=False, junit=None, pretended=False):
-        output = Output("validate", as_json, junit, False, False)
+    def call(run_, *, pretended=False, **reports):
+        output = Output("validate", Reports(**reports), False)
         with pytest.raises(SystemExit) as end:
             (output.finish_pretended if pretended else output.finish)(run_)
         written = capsys.readouterr()
@@ -397,3 +400,40 @@ def test_history_tells_runs_and_hosts_and_prunes(run, drifted):
     assert (code, out) == (1, "")
     assert "Did you mean hv1?" in err
     assert run("history", "prune")[2] == "0 runs forgotten.\n"
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder with the recording of a host that was proven."""
+    recording.save([msgspec.structs.replace(RESULT, collected=Collected("hv1", "ssh", evidence_of({})))], tmp_path)
+    return tmp_path
+
+
+def test_recorded_evidence_is_judged_without_an_inventory(run, state, saved):
+    code, out, err = run("validate", "--from", saved)
+    assert (code, err) == (0, "")
+    assert out.startswith("Replay of evidence that was recorded at ")
+    assert "1 host: 1 proven" in out
+    assert not (state / "history.sqlite3").exists()
+
+
+def test_a_recording_that_cannot_be_read_exits_1_and_the_others_are_judged(run, saved):
+    (saved / "hv2.json").write_text("{")
+    code, out, _ = run("validate", "--from", saved)
+    assert code == 1
+    assert "2 hosts: 1 proven, 1 unknown" in out
+
+
+@pytest.mark.parametrize("arguments", [("-i", "hosts.ini"), ("--limit", "hv1"), ("--boot", "uefi"), ("-k",)])
+def test_a_replay_refuses_what_is_about_hosts(run, saved, arguments):
+    code, out, err = run("validate", "--from", saved, *arguments)
+    assert (code, out) == (1, "")
+    assert "cannot be beside it" in err
+
+
+def test_evidence_that_cannot_be_saved_loses_no_report(finish, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, out, err = finish(Run((RESULT,)), save_evidence=str(tmp_path / "file"))
+    assert code == 1
+    assert "hv1" in out
+    assert "Give --save-evidence a folder" in err

@@ -1,0 +1,34 @@
+"""Writes whole files: a reader sees the old one or the new one, whatever happens to us in between."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+__all__ = ["write"]
+
+
+def write(path: Path, text: str, *, mode: int | None = None) -> None:
+    """Replaces the file, or makes it; its mode is what the umask leaves where none is given.
+
+    The new text grows under a name that nobody can guess or has taken, as the folder may be one that others write to.
+    A link stays, and what it leads to is replaced; a device or a pipe is written to, as it cannot be replaced.
+
+    Raises:
+        OSError: it cannot be written, and the old one is as it was.
+    """
+    target = path.resolve()
+    if target.exists() and not target.is_file():
+        target.write_text(text, encoding="utf-8")
+        return
+    new = target.with_name(f".kvmfleet-{os.getpid()}-{secrets.token_hex(8)}")
+    try:
+        handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else mode)
+        with open(handle, "w", encoding="utf-8") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
+            file.write(text)
+        new.replace(target)
+    finally:
+        new.unlink(missing_ok=True)

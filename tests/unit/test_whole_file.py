@@ -1,0 +1,50 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from orchestrator import whole_file
+
+
+def test_a_file_is_replaced_and_has_the_mode_that_was_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "report"
+    file.write_text("old")
+    file.chmod(0o600)
+    whole_file.write(file, "nëw", mode=0o644)
+    assert file.read_text("utf-8") == "nëw"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o644
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
+def test_without_a_mode_the_umask_decides(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        whole_file.write(tmp_path / "report", "x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "report").stat().st_mode) == 0o640
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "report").write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        whole_file.write(tmp_path / "report", "\udcff")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("old")
+    (tmp_path / "here").symlink_to("there")
+    whole_file.write(tmp_path / "here", "new")
+    assert (tmp_path / "here").is_symlink()
+    assert (tmp_path / "there").read_text() == "new"
+
+
+def test_a_device_is_written_to_and_not_replaced() -> None:
+    whole_file.write(Path("/dev/null"), "new")
+    assert Path("/dev/null").is_char_device()
