@@ -83,6 +83,12 @@ report_options = _apply(
         "--junit", type=click.Path(dir_okay=False), metavar="FILE", help="Also write the report as JUnit XML."
     ),
     click.option(
+        "--prometheus",
+        type=click.Path(dir_okay=False),
+        metavar="FILE",
+        help="Also write metrics for node_exporter's textfile collector, which reads FILEs that end in .prom.",
+    ),
+    click.option(
         "--save-evidence",
         type=click.Path(file_okay=False),
         metavar="DIR",

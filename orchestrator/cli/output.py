@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
@@ -29,6 +30,7 @@ class Reports(NamedTuple):
     as_json: bool = False
     strict: bool = False
     junit: str | None = None
+    prometheus: str | None = None
     save_evidence: str | None = None
 
     @classmethod
@@ -39,8 +41,17 @@ class Reports(NamedTuple):
     @property
     def files(self) -> Mapping[str, str]:
         """Option -> path of what is to be written beside the report on stdout."""
-        named = {"--junit": self.junit, "--save-evidence": self.save_evidence}
+        named = {"--junit": self.junit, "--prometheus": self.prometheus, "--save-evidence": self.save_evidence}
         return {option: path for option, path in named.items() if path}
+
+
+class _Learned(NamedTuple):
+    """What there is to write; times in seconds since the epoch."""
+
+    command: str
+    run: Run
+    began_s: float
+    ended_s: float
 
 
 class Output:
@@ -50,6 +61,7 @@ class Output:
         self._command = command
         self._reports = reports
         self._verbose = verbose
+        self._began_s = time.time()
 
     def finish(self, run: Run) -> NoReturn:
         """Prints the report before anything is written, so that a full disk loses nothing of it; then exits."""
@@ -60,8 +72,9 @@ class Output:
         else:
             console().print(terminal.report(run.results, run.fleet, verbose=self._verbose))
         code = summary.exit_code(run.results, run.fleet, strict=self._reports.strict)
+        learned = _Learned(self._command, run, self._began_s, time.time())
         for option, path in self._reports.files.items():
-            code = _written(option, path, run) or code
+            code = _written(option, path, learned) or code
         for note in run.notes:
             complain(note)
             code = note.exit_code
@@ -92,10 +105,10 @@ class Output:
         raise SystemExit(code)
 
 
-def _written(option: str, path: str, run: Run) -> int:
+def _written(option: str, path: str, learned: _Learned) -> int:
     """The exit code of writing one report to its file: 0, or that of the complaint about it."""
     try:
-        _WRITERS[option](Path(path), run)
+        _WRITERS[option](Path(path), learned)
     except OSError as e:
         what = "folder" if option == "--save-evidence" else "file"
         problem = KvmfleetError(f"{path}: {e.strerror}.", hint=f"Give {option} a {what} that can be written.")
@@ -104,21 +117,33 @@ def _written(option: str, path: str, run: Run) -> int:
     return 0
 
 
-def _write_junit(path: Path, run: Run) -> None:
+def _write_junit(path: Path, learned: _Learned) -> None:
     from orchestrator import whole_file
     from orchestrator.report import junit
 
-    whole_file.write(path, junit.render(run.results, run.fleet))
+    whole_file.write(path, junit.render(learned.run.results, learned.run.fleet))
 
 
-def _save_evidence(path: Path, run: Run) -> None:
+def _write_prometheus(path: Path, learned: _Learned) -> None:
+    from orchestrator import whole_file
+    from orchestrator.report import prometheus
+
+    run = learned.run
+    text = prometheus.render(
+        run.results, run.fleet, command=learned.command, began_s=learned.began_s, ended_s=learned.ended_s
+    )
+    whole_file.write(path, text, mode=0o644)  # node_exporter is another user
+
+
+def _save_evidence(path: Path, learned: _Learned) -> None:
     from orchestrator import recording
 
-    recording.save(run.results, path)
+    recording.save(learned.run.results, path)
 
 
-_WRITERS: Mapping[str, Callable[[Path, Run], None]] = {
+_WRITERS: Mapping[str, Callable[[Path, _Learned], None]] = {
     "--junit": _write_junit,
+    "--prometheus": _write_prometheus,
     "--save-evidence": _save_evidence,
 }
 

@@ -424,11 +424,33 @@ def test_a_recording_that_cannot_be_read_exits_1_and_the_others_are_judged(run, 
     assert "2 hosts: 1 proven, 1 unknown" in out
 
 
-@pytest.mark.parametrize("arguments", [("-i", "hosts.ini"), ("--limit", "hv1"), ("--boot", "uefi"), ("-k",)])
+@pytest.mark.parametrize(
+    "arguments", [("-i", "hosts.ini"), ("--limit", "hv1"), ("--boot", "uefi"), ("-k",), ("--prometheus", "f")]
+)
 def test_a_replay_refuses_what_is_about_hosts(run, saved, arguments):
     code, out, err = run("validate", "--from", saved, *arguments)
     assert (code, out) == (1, "")
     assert "cannot be beside it" in err
+
+
+def test_metrics_can_be_read_by_node_exporter(finish, tmp_path):
+    before = os.umask(0o077)
+    try:
+        code, _, _ = finish(Run((RESULT,)), prometheus=str(tmp_path / "kvmfleet.prom"))
+    finally:
+        os.umask(before)
+    assert code == 0
+    assert (tmp_path / "kvmfleet.prom").stat().st_mode & 0o777 == 0o644
+    assert 'kvmfleet_host_verdict{host="hv1",verdict="proven"} 1.0' in (tmp_path / "kvmfleet.prom").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["kvmfleet.prom"]
+
+
+def test_what_only_one_report_needs_is_imported_for_no_other():
+    program = "import sys, orchestrator.cli.main; print(*{'prometheus_client', 'jinja2', 'rich'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], env=os.environ | PACKAGE, capture_output=True, text=True
+    )
+    assert (done.stdout.strip(), done.stderr) == ("", "")
 
 
 def test_evidence_that_cannot_be_saved_loses_no_report(finish, tmp_path):

@@ -5,6 +5,7 @@ import json
 import xml.etree.ElementTree as ET
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from orchestrator.model import (
@@ -26,8 +27,9 @@ from orchestrator.model import (
     TaskFailure,
 )
 from orchestrator.report import json as json_report
-from orchestrator.report import junit, summary, terminal
+from orchestrator.report import junit, prometheus, summary, terminal
 from orchestrator.report.progress import Board
+from orchestrator.text import printable
 
 PASS = Finding("cpu.arch", "pass", "x86_64")
 FAIL = Finding("kvm.node", "fail", "/dev/kvm is absent", expected="a character device", seen="ENOENT", fix="Load kvm.")
@@ -140,6 +142,47 @@ def test_a_silent_host_is_an_error_in_junit():
     silent = Finding("host.reachable", "error", "no route to host")
     root = ET.fromstring(junit.render([result("hv1", "unreachable", silent, cause=silent)]))
     assert root.get("errors") == "1"
+
+
+def metrics(*results, fleet=()):
+    """Samples of the metrics, as Prometheus' own parser reads them: (name, labels) -> value."""
+    text = prometheus.render(results, fleet, command="validate", began_s=1000.0, ended_s=1012.5)
+    families = text_string_to_metric_families(text)
+    return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
+
+
+def test_metrics_tell_verdicts_findings_and_the_run():
+    samples = metrics(result("hv1", "failed", PASS, FAIL, SKIP), result("hv2", "unreachable"))
+    assert samples["kvmfleet_run_timestamp_seconds", (("command", "validate"),)] == 1012.5
+    assert samples["kvmfleet_run_duration_seconds", (("command", "validate"),)] == 12.5
+    verdicts = {labels: value for (name, labels), value in samples.items() if name == "kvmfleet_host_verdict"}
+    assert len(verdicts) == 2 * len(summary.VERDICTS)
+    assert {labels for labels, value in verdicts.items() if value} == {
+        (("host", "hv1"), ("verdict", "failed")),
+        (("host", "hv2"), ("verdict", "unreachable")),
+    }
+    assert samples["kvmfleet_host_findings", (("host", "hv1"), ("status", "fail"))] == 1
+    assert samples["kvmfleet_host_findings", (("host", "hv2"), ("status", "fail"))] == 0
+
+
+def test_only_what_is_wrong_has_a_series_of_its_own():
+    problems = [
+        labels for name, labels in metrics(result("hv1", "failed", PASS, FAIL, SKIP)) if name.endswith("problem")
+    ]
+    assert problems == [(("check", "kvm.node"), ("host", "hv1"), ("status", "fail"))]
+
+
+def test_what_is_wrong_among_the_hosts_has_a_series_too():
+    samples = metrics(result("hv1", "proven"), fleet=[FleetFinding("fleet.cpu", "warn", "differ", hosts=("hv1",))])
+    assert samples["kvmfleet_fleet_problem", (("check", "fleet.cpu"), ("status", "warn"))] == 1
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\\b", 'x"} 1\nkvmfleet_host_verdict{host="good', "\udcff", "{}", "é"])
+def test_no_name_of_a_host_makes_a_series_of_its_own(name):
+    samples = metrics(result(name, "failed", FAIL), result("good", "failed"))
+    hosts = {dict(labels).get("host") for _, labels in samples} - {None}
+    assert hosts == {printable(name), "good"}
+    assert samples["kvmfleet_host_verdict", (("host", "good"), ("verdict", "proven"))] == 0
 
 
 @pytest.mark.parametrize(("terminal", "shown"), [(True, True), (False, False)])
