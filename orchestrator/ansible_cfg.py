@@ -42,6 +42,7 @@ class Settings(msgspec.Struct, frozen=True):
     timeout_s: int | None = None
     interpreter: str = ""
     forks: int | None = None
+    inventory: tuple[str, ...] = ()
     roles_path: tuple[str, ...] = ()
     collections_path: tuple[str, ...] = ("~/.ansible/collections", "/usr/share/ansible/collections")
 
@@ -72,6 +73,7 @@ def decode(base: bytes = b"", ssh: bytes = b"") -> Settings:
         timeout_s=int(timeout) if (timeout := said.get("ssh.timeout")) else None,
         interpreter=str(said.get("INTERPRETER_PYTHON") or ""),
         forks=said.get("DEFAULT_FORKS"),
+        inventory=tuple(said.get("DEFAULT_HOST_LIST") or ()),
         roles_path=tuple(said.get("DEFAULT_ROLES_PATH") or ()),
         collections_path=tuple(said.get("COLLECTIONS_PATHS") or Settings.__struct_defaults__[-1]),
     )

@@ -3,6 +3,7 @@
     KvmfleetError                 exit 1: we could not get an answer
       UsageError                  the command line makes no sense
       InventoryError              the inventory cannot be read, or nothing in it matches
+      WaiverError                 waivers.yml cannot be read or understood
       LockedError                 another run holds the fleet
       ConvergeError               Ansible could not be run at all (a failed playbook is a value, not an error)
       StoreError                  the history cannot be read or written
@@ -22,6 +23,7 @@ __all__ = [
     "KvmfleetError",
     "UsageError",
     "InventoryError",
+    "WaiverError",
     "LockedError",
     "ConvergeError",
     "StoreError",
@@ -53,6 +55,10 @@ class UsageError(KvmfleetError):
 
 class InventoryError(KvmfleetError):
     """The inventory cannot be read, or nothing in it matches."""
+
+
+class WaiverError(KvmfleetError):
+    """The waivers cannot be read or understood; the message names the file and the line."""
 
 
 class LockedError(KvmfleetError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
+from types import MappingProxyType
 
 import msgspec
 
@@ -20,6 +21,7 @@ from orchestrator.model import (
     Judgement,
     Profile,
     Verdict,
+    Waiver,
 )
 
 __all__ = ["judge", "judge_fleet", "read_contract", "silence"]
@@ -31,20 +33,33 @@ def read_contract(evidence: Evidence) -> Contract | None:
     return None if isinstance(contract, str) else contract
 
 
-def judge(evidence: Evidence, contract: Contract | None, profile: Profile) -> Judgement:
-    """Every check, in the order of the chain."""
+def judge(
+    evidence: Evidence,
+    contract: Contract | None,
+    profile: Profile,
+    waivers: Mapping[str, Waiver] = MappingProxyType({}),
+) -> Judgement:
+    """Every check, in the order of the chain. `waivers` are those of this host: check -> who answers for its finding.
+
+    What requires a check that was waived is skipped because of it: the waiver covers the consequences, too. Not that no
+    guest was executed, however: that host is unknown.
+    """
     case = Case(evidence, contract, profile)
     blame: dict[str, str] = {}  # check that did not pass, or was skipped for another -> the check to blame
     tolerated: set[str] = set()  # failures that the profile makes warnings
     findings = []
     for check in catalogue():
+        waiver = waivers.get(check.id)
         tolerable = profile in check.warns_in
         finding = _explained(check, case, blame, powerless=frozenset() if tolerable else tolerated)
         if finding.cause or finding.status in ("fail", "error"):
             blame[check.id] = finding.cause or check.id
         if finding.status == "fail" and tolerable:
-            tolerated.add(check.id)
             finding = msgspec.structs.replace(finding, status="warn")
+            if not (waiver and waiver.holds):
+                tolerated.add(check.id)
+        if waiver and finding.status in ("fail", "warn"):
+            finding = _waived(finding, waiver)
         findings.append(finding)
     verdict = _verdict(findings, evidence)
     return Judgement(verdict, tuple(findings), _cause(verdict, findings))
@@ -65,6 +80,13 @@ def _explained(check: Check, case: Case, blame: Mapping[str, str], *, powerless:
     if culprit and finding.status == "fail":
         return msgspec.structs.replace(finding, status="skip", cause=culprit)
     return finding
+
+
+def _waived(finding: Finding, waiver: Waiver) -> Finding:
+    """The finding under its waiver; one that is over changes nothing but the words."""
+    when = f"waived until {waiver.expires}" if waiver.holds else f"its waiver expired on {waiver.expires}"
+    summary = f"{finding.summary} ({when}, owner {waiver.owner}: {waiver.reason})"
+    return msgspec.structs.replace(finding, status="waived" if waiver.holds else finding.status, summary=summary)
 
 
 def _verdict(findings: list[Finding], evidence: Evidence) -> Verdict:

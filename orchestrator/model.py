@@ -95,6 +95,7 @@ __all__ = [
     "FleetFinding",
     "Verdict",
     "Judgement",
+    "Waiver",
     "TaskFailure",
     "HostConverged",
     "Step",
@@ -992,6 +993,15 @@ class FleetFinding(Finding, frozen=True):
     """What one check found among hosts that are each for themselves in order."""
 
     hosts: tuple[str, ...] = ()  # those that are concerned
+
+
+class Waiver(msgspec.Struct, frozen=True):
+    """Who answers for a finding on a host, and how long."""
+
+    reason: str
+    owner: str
+    expires: str  # the last day on which it holds, as 2027-01-31
+    holds: bool = True  # on the day of the judgement
 
 
 Verdict = Literal["proven", "degraded", "failed", "unreachable", "unknown"]

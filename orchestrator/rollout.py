@@ -29,8 +29,20 @@ from orchestrator.model import (
 )
 from orchestrator.recording import Recording
 from orchestrator.store import Store
+from orchestrator.waivers import Waivers
 
-__all__ = ["Edges", "Event", "Run", "Watch", "provision", "replay", "unprovision", "validate", "watch"]
+__all__ = [
+    "Edges",
+    "Event",
+    "Run",
+    "Standards",
+    "Watch",
+    "provision",
+    "replay",
+    "unprovision",
+    "validate",
+    "watch",
+]
 
 PLAYBOOK = "provision.yml"
 BACK = "unprovision.yml"
@@ -74,12 +86,23 @@ class Edges(NamedTuple):
 EDGES = Edges()
 
 
+class Standards(NamedTuple):
+    """What hosts are judged by."""
+
+    profile: Profile | None = None  # instead of the one that each host was told to have
+    waivers: Waivers = Waivers()
+
+
+STANDARDS = Standards()
+
+
 def provision(
     fleet: Fleet,
     options: AnsibleOptions,
     *,
     secrets: Secrets = Secrets(),  # noqa: B008 - frozen
     boot: Boot = Boot(),  # noqa: B008 - frozen
+    standards: Standards = STANDARDS,
     on_event: Tell | None = None,
     edges: Edges = EDGES,
 ) -> Run:
@@ -97,7 +120,8 @@ def provision(
             return Run((), _play(fleet, options, secrets, intents, tell, edges))
         with _History(edges.store, "provision") as history:
             converged = _play(fleet, options, secrets, intents, tell, edges)
-            results = _prove(fleet, options, secrets, boot, tell, edges, {host.host: host for host in converged})
+            done = {host.host: host for host in converged}
+            results = _prove(fleet, options, secrets, boot, standards, tell, edges, done)
             return Run(results, converged, history.keep(results), judge_fleet(results))
 
 
@@ -131,16 +155,13 @@ def validate(
     *,
     secrets: Secrets = Secrets(),  # noqa: B008 - frozen
     boot: Boot = Boot(),  # noqa: B008 - frozen
-    profile: Profile | None = None,
+    standards: Standards = STANDARDS,
     on_event: Tell | None = None,
     edges: Edges = EDGES,
 ) -> Run:
-    """Proves every host as it is, as its profile wants it, or as the given one does.
-
-    Takes no lock: looking changes nothing, and may go on beside a rollout.
-    """
+    """Proves every host as it is. Takes no lock: looking changes nothing, and may go on beside a rollout."""
     with _History(edges.store, "validate") as history:
-        results = _prove(fleet, options, secrets, boot, on_event or _nothing, edges, {}, profile)
+        results = _prove(fleet, options, secrets, boot, standards, on_event or _nothing, edges, {})
         return Run(results, (), history.keep(results), judge_fleet(results))
 
 
@@ -189,9 +210,9 @@ def watch(
         return Watch(tuple(found[host.name] for host in fleet.hosts))
 
 
-def replay(recordings: Sequence[Recording], *, profile: Profile | None = None) -> Run:
+def replay(recordings: Sequence[Recording], standards: Standards = STANDARDS) -> Run:
     """Judges what was recorded. No host is asked, and the history, which tells what was when, stays as it is."""
-    results = tuple(_replayed(recording, profile or recording.profile) for recording in recordings)
+    results = tuple(_replayed(recording, standards) for recording in recordings)
     return Run(results, fleet=judge_fleet(results))
 
 
@@ -215,10 +236,10 @@ def _prove(
     options: AnsibleOptions,
     secrets: Secrets,
     boot: Boot,
+    standards: Standards,
     tell: Tell,
     edges: Edges,
     converged: Mapping[str, HostConverged],
-    profile: Profile | None = None,
 ) -> tuple[HostResult, ...]:
     """One result for each host of the fleet: a silent host never passes."""
     answers = edges.collect(
@@ -238,23 +259,32 @@ def _prove(
             heard.get(host.name) or Collected(host.name, "ssh", problem=unheard),
             converged.get(host.name),
             host.groups,
-            profile or _profile(host, heard.get(host.name)),
+            standards.profile or _profile(host, heard.get(host.name)),
+            standards.waivers,
         )
         for host in fleet.hosts
     )
 
 
-def _replayed(recording: Recording, profile: Profile) -> HostResult:
+def _replayed(recording: Recording, standards: Standards) -> HostResult:
     collected = msgspec.structs.replace(recording.collected, recorded_at_s=recording.recorded_at_s)
-    return _result(collected, recording.converged, recording.groups, profile)
+    profile = standards.profile or recording.profile
+    return _result(collected, recording.converged, recording.groups, profile, standards.waivers)
 
 
 def _result(
-    collected: Collected, converged: HostConverged | None, groups: tuple[str, ...], profile: Profile
+    collected: Collected,
+    converged: HostConverged | None,
+    groups: tuple[str, ...],
+    profile: Profile,
+    waivers: Waivers,
 ) -> HostResult:
-    contract = read_contract(collected.evidence) if collected.evidence else None
-    judgement = judge(collected.evidence, contract, profile) if collected.evidence else silence(collected)
-    return HostResult(collected.host, _with_play(judgement, converged), collected, contract, converged, profile, groups)
+    host = collected.host
+    contract, judgement = None, silence(collected)
+    if collected.evidence:
+        contract = read_contract(collected.evidence)
+        judgement = judge(collected.evidence, contract, profile, waivers.of(host, groups))
+    return HostResult(host, _with_play(judgement, converged), collected, contract, converged, profile, groups)
 
 
 def _profile(host: Host, collected: Collected | None) -> Profile:

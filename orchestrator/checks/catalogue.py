@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+
 from orchestrator.checks import (
     cgroups,
     clock,
@@ -31,7 +33,7 @@ from orchestrator.checks import (
 )
 from orchestrator.checks.registry import Check, Topic
 
-__all__ = ["catalogue", "explain", "markdown", "topics"]
+__all__ = ["catalogue", "explain", "markdown", "similar", "topics"]
 
 # The chain: what is further down cannot work where something further up does not.
 GROUPS = (
@@ -75,6 +77,11 @@ def topics() -> tuple[Topic, ...]:
 def explain(id: str) -> Topic | None:
     """The topic with that id."""
     return next((topic for topic in topics() if topic.id == id), None)
+
+
+def similar(id: str) -> list[str]:
+    """Ids that somebody may have meant."""
+    return difflib.get_close_matches(id, [topic.id for topic in topics()], n=3)
 
 
 def markdown() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +16,7 @@ from orchestrator.cli.options import (
     playbook_options,
     replay_options,
     report_options,
+    waivers_option,
 )
 from orchestrator.cli.output import Output, Reports, board, log, steps
 from orchestrator.errors import UsageError
@@ -22,10 +24,11 @@ from orchestrator.errors import UsageError
 if TYPE_CHECKING:
     from orchestrator.inventory import AnsibleOptions, Fleet, Secrets
     from orchestrator.model import Boot, Profile
+    from orchestrator.rollout import Run, Standards
 
-__all__ = ["provision", "provision_hosts", "ready", "unprovision", "validate"]
+__all__ = ["provision", "provision_hosts", "ready", "standards_of", "unprovision", "validate"]
 
-REPLAY = ("recorded", "profile", "verbose", "as_json", "junit", "strict")
+REPLAY = ("recorded", "profile", "waivers", "verbose", "as_json", "junit", "strict")
 """Options that have a meaning where no host is asked."""
 
 
@@ -33,8 +36,9 @@ REPLAY = ("recorded", "profile", "verbose", "as_json", "junit", "strict")
 @connection_options
 @playbook_options
 @boot_option
+@waivers_option
 @report_options
-def provision(boot: Boot, **given: Any) -> None:
+def provision(boot: Boot, waivers: str | None, **given: Any) -> None:
     """Install and configure QEMU/KVM and libvirt on the hosts of the group kvm_hosts, then prove each one."""
     reports = Reports.taken_from(given)
     if given["check"] and reports.files:
@@ -42,34 +46,48 @@ def provision(boot: Boot, **given: Any) -> None:
         raise UsageError(f"Check mode proves nothing to write with {named}.", hint=f"Leave out {named} or --check.")
     options, secrets = ansible(given)
     log(options.verbosity)
-    provision_hosts(options, secrets, boot, Output("provision", reports, bool(options.verbosity)))
+    provision_hosts(options, secrets, boot, Output("provision", reports, bool(options.verbosity)), waivers)
 
 
 @click.command(short_help="Prove the hosts as they are; changes nothing.")
 @connection_options
 @boot_option
+@waivers_option
 @report_options
 @replay_options
 @click.pass_context
 def validate(
-    context: click.Context, /, boot: Boot, recorded: tuple[str, ...], profile: Profile | None, **given: Any
+    context: click.Context,
+    /,
+    boot: Boot,
+    recorded: tuple[str, ...],
+    profile: Profile | None,
+    waivers: str | None,
+    **given: Any,
 ) -> None:
     """Prove the hosts as they are. Changes nothing; the guest that is booted cleans up after itself."""
-    from orchestrator import inventory, recording, rollout
+    from orchestrator import inventory, rollout
 
     reports = Reports.taken_from(given)
     output = Output("validate", reports, bool(given["verbose"]))
     if recorded:
         _refuse_beside_a_replay(context)
         log(given["verbose"])
-        output.finish(rollout.replay(recording.read(recorded), profile=profile))
+        output.finish(_replay(recorded, profile, waivers))
     options, secrets = ansible(given)
     log(options.verbosity)
     boot = ready(boot)
     fleet = inventory.load(options)
+    standards = standards_of(fleet, options, waivers, profile)
     with board(fleet, "validate") as shown:
-        run = rollout.validate(fleet, options, secrets=secrets, boot=boot, profile=profile, on_event=shown.event)
+        run = rollout.validate(fleet, options, secrets=secrets, boot=boot, standards=standards, on_event=shown.event)
     output.finish(run)
+
+
+def _replay(recorded: Sequence[str], profile: Profile | None, waivers_file: str | None) -> Run:
+    from orchestrator import recording, rollout, waivers
+
+    return rollout.replay(recording.read(recorded), rollout.Standards(profile, waivers.load(waivers_file, ())))
 
 
 def _refuse_beside_a_replay(context: click.Context) -> None:
@@ -125,17 +143,33 @@ def _agree(fleet: Fleet, yes: bool) -> None:
         raise UsageError("Nothing was taken back.")
 
 
-def provision_hosts(options: AnsibleOptions, secrets: Secrets, boot: Boot, output: Output) -> None:
+def provision_hosts(
+    options: AnsibleOptions, secrets: Secrets, boot: Boot, output: Output, waivers: str | None = None
+) -> None:
     """Load, roll out, report: what `provision` and `lab up` share."""
     from orchestrator import inventory, rollout
 
     boot = boot if options.check else ready(boot)
     fleet = inventory.load(options)
+    standards = standards_of(fleet, options, waivers)
     with board(fleet, "check mode" if options.check else "provision") as shown:
-        run = rollout.provision(fleet, options, secrets=secrets, boot=boot, on_event=shown.event)
+        run = rollout.provision(fleet, options, secrets=secrets, boot=boot, standards=standards, on_event=shown.event)
     if options.check:
         output.finish_pretended(run)
     output.finish(run)
+
+
+def standards_of(
+    fleet: Fleet, options: AnsibleOptions, waivers_file: str | None, profile: Profile | None = None
+) -> Standards:
+    """What the fleet is judged by. Read before any host is asked or changed: a slip of the pen costs nothing then."""
+    from orchestrator import waivers
+    from orchestrator.rollout import Standards
+
+    found = waivers.load(waivers_file, fleet.sources or fleet.settings.inventory)
+    if not options.limit:  # else the hosts are not all there
+        found.warn_about_strangers(fleet)
+    return Standards(profile, found)
 
 
 def ready(boot: Boot) -> Boot:

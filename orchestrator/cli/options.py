@@ -28,6 +28,7 @@ __all__ = [
     "playbook_options",
     "replay_options",
     "report_options",
+    "waivers_option",
     "yes_option",
 ]
 
@@ -157,6 +158,13 @@ boot_option = click.option(
     "image on the host (file=IMAGE,expect=REGEX waits until its serial line says that).",
 )
 
+
+waivers_option = click.option(
+    "--waivers",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Findings that somebody answers for until a date; by default waivers.yml beside the inventory.",
+)
 
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.fleet import ready
-from orchestrator.cli.options import ansible, boot_option, connection_options, report_options
+from orchestrator.cli.fleet import ready, standards_of
+from orchestrator.cli.options import ansible, boot_option, connection_options, report_options, waivers_option
 from orchestrator.cli.output import Output, Reports, board, console, log, print_json
 from orchestrator.errors import UsageError
 
@@ -61,8 +61,9 @@ def pki_status(as_json: bool) -> None:
 @pki.command("rotate", short_help="Give the hosts new keys and certificates now.")
 @connection_options
 @boot_option
+@waivers_option
 @report_options
-def pki_rotate(boot: Boot, **given: Any) -> None:
+def pki_rotate(boot: Boot, waivers: str | None, **given: Any) -> None:
     """Give every host that offers tls a new key and certificate now, then prove each one.
 
     Nothing else is changed, and daemons read the new ones without a restart.
@@ -80,8 +81,9 @@ def pki_rotate(boot: Boot, **given: Any) -> None:
     rotate = msgspec.structs.replace(
         options, tags=("libvirt_remote",), extra_vars=(*options.extra_vars, '{"libvirt_remote_rotate": true}')
     )
+    standards = standards_of(fleet, options, waivers)
     with board(fleet, "pki rotate") as shown:
-        run = rollout.provision(fleet, rotate, secrets=secrets, boot=boot, on_event=shown.event)
+        run = rollout.provision(fleet, rotate, secrets=secrets, boot=boot, standards=standards, on_event=shown.event)
     output.finish(run)
 
 

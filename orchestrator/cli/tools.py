@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-
 import click
 
 from orchestrator.cli.output import console, print_json
@@ -32,7 +30,7 @@ def explain(check_id: str | None) -> None:
         return
     found = catalogue.explain(check_id)
     if found is None:
-        near = difflib.get_close_matches(check_id, [topic.id for topic in catalogue.topics()], n=3)
+        near = catalogue.similar(check_id)
         known = f"Did you mean {' or '.join(near)}?" if near else "`kvmfleet explain` lists all checks."
         raise UsageError(f"There is no check {check_id!a}.", hint=known)
     console().print(check_report.explanation(found))

@@ -49,8 +49,8 @@ def replayed(results: Sequence[HostResult]) -> str:
 
 
 def worth_showing(result: HostResult) -> tuple[Finding, ...]:
-    """What a person should read about a host: its failures, errors and warnings, the root cause first."""
-    bad = [f for f in result.judgement.findings if f.status in ("fail", "error", "warn")]
+    """What a person should read about a host: failures, errors, warnings and what is waived, the root cause first."""
+    bad = [f for f in result.judgement.findings if f.status in ("fail", "error", "warn", "waived")]
     cause = result.judgement.cause
     if cause is None:
         return tuple(bad)

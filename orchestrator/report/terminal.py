@@ -27,7 +27,7 @@ _STYLE = {
     "fail": "red",
     "error": "magenta",
     "skip": "dim",
-    "waived": "dim",
+    "waived": "cyan",
 }
 
 
@@ -130,7 +130,7 @@ def _tally(result: HostResult) -> Text:
     """How many findings passed, and how many did not, each in its colour."""
     statuses = [finding.status for finding in result.judgement.findings]
     text = Text(f"{statuses.count('pass')} pass", style=_STYLE["pass"])
-    for status in ("warn", "fail", "error", "skip"):
+    for status in ("warn", "fail", "error", "waived", "skip"):
         if number := statuses.count(status):
             text.append(f" {number} {status}", style=_STYLE[status])
     return text
@@ -154,7 +154,7 @@ def _line(finding: Finding, hosts: Sequence[str]) -> RenderableType:
     text.append(f"{finding.status:<5} ", style=_STYLE[finding.status])
     text.append(f"{_names(hosts)}: ", style="bold")
     text.append(f"{finding.check}: {printable(finding.summary, 1000)}")
-    if finding.fix:
+    if finding.fix and finding.status != "waived":
         text.append(f"\n      {printable(finding.fix, 600)}", style="dim")
     return text
 
@@ -167,7 +167,9 @@ def _names(hosts: Sequence[str]) -> str:
 
 def _closing(results: Sequence[HostResult]) -> Text:
     words = [f"{number} {verdict}" for verdict, number in counts(results).items() if number]
-    return Text(f"\n{len(results)} host{'s' if len(results) != 1 else ''}: {', '.join(words)}", style="bold")
+    waived = sum(finding.status == "waived" for result in results for finding in result.judgement.findings)
+    note = f"; {waived} finding{'s' if waived != 1 else ''} waived" if waived else ""
+    return Text(f"\n{len(results)} host{'s' if len(results) != 1 else ''}: {', '.join(words)}{note}", style="bold")
 
 
 def _word(word: str) -> Text:

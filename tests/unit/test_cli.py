@@ -459,3 +459,21 @@ def test_evidence_that_cannot_be_saved_loses_no_report(finish, tmp_path):
     assert code == 1
     assert "hv1" in out
     assert "Give --save-evidence a folder" in err
+
+
+def test_a_mistake_in_the_waivers_ends_a_replay_before_it_begins(run, saved, tmp_path_factory):
+    file = tmp_path_factory.mktemp("waivers") / "w.yml"
+    file.write_text("- {check: kvm.exce}\n")
+    code, out, err = run("validate", "--from", saved, "--waivers", file)
+    assert (code, out) == (1, "")
+    assert f"{file}:1: the waiver has no hosts and no reason" in err
+
+
+@pytest.mark.ansible
+def test_waivers_beside_the_inventory_are_read_before_any_host_is_asked(run, state):
+    (state / "hosts.ini").write_text("[kvm_hosts]\nhv1 ansible_host=127.0.0.1 ansible_port=1\n")
+    (state / "waivers.yml").write_text("- nonsense\n")
+    for command in ("validate", "provision"):
+        code, out, err = run(command, "-i", state / "hosts.ini", "--boot", "none")
+        assert (code, out) == (1, "")
+        assert f"{state}/waivers.yml:1: a waiver is wanted here." in err

@@ -396,3 +396,23 @@ def test_a_hanging_script_is_ended_and_named() -> None:
 
 def test_what_ansible_says_without_a_pattern_is_still_said() -> None:
     assert explain("[ERROR]: Something new happened\n") == ("Something new happened", "")
+
+
+def test_a_host_knows_the_groups_it_is_in_and_those_above_them():
+    listing = {
+        "all": {"children": ["kvm_hosts", "site"]},
+        "kvm_hosts": {"hosts": ["hv1", "hv2"]},
+        "site": {"children": ["rack1"]},
+        "rack1": {"hosts": ["hv1"]},
+    }
+    hosts = inventory.decode(json.dumps(listing).encode(), NO_OPTIONS, NO_SETTINGS).hosts
+    assert {host.name: set(host.groups) for host in hosts} == {
+        "hv1": {"all", "kvm_hosts", "site", "rack1"},
+        "hv2": {"all", "kvm_hosts"},
+    }
+
+
+def test_an_inventory_that_ansible_cfg_names_is_known(tmp_path: Path) -> None:
+    (tmp_path / "hosts.ini").write_text(THREE)
+    (tmp_path / "ansible.cfg").write_text("[defaults]\ninventory = hosts.ini\n")
+    assert inventory.load(NO_OPTIONS).settings.inventory == (str(tmp_path / "hosts.ini"),)

@@ -88,7 +88,7 @@ def test_a_profile_can_be_tried_on_recorded_evidence(tmp_path: Path) -> None:
     emulated = {"kvm": {"speed": {"outcome": "emulated", "emulated_instructions": 40000}}}
     save(results(hv1=good("hv1", emulated)), tmp_path / "saved")
     recordings = read([str(tmp_path / "saved")])
-    verdicts = {p: rollout.replay(recordings, profile=p).results[0] for p in ("lab", "production")}
+    verdicts = {p: rollout.replay(recordings, rollout.Standards(p)).results[0] for p in ("lab", "production")}
     assert verdicts["lab"].judgement.verdict == "degraded"
     assert verdicts["production"].judgement.verdict == "failed"
     assert verdicts["lab"].profile == "lab"
