@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence, Set
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -42,11 +42,10 @@ def report(
     parts: list[RenderableType] = []
     if told := replayed(results):
         parts.append(Text(f"{told}\n", style="bold yellow"))
-    parts += [_table(results), Text()]
-    parts += [findings(r) for r in results] if verbose else list(_advice(results))
-    parts += [
-        _line(finding, finding.hosts or ["fleet"]) for finding in fleet if verbose or finding.status in ("fail", "warn")
-    ]
+    parts += [_Fitting(results), Text()]
+    parts += [findings(r) for r in results] if verbose else []
+    shown = [(f, f.hosts or ("fleet",)) for f in fleet if verbose or f.status in ("fail", "warn")]
+    parts.append(_lines([*([] if verbose else _advice(results)), *shown]))
     parts.append(_closing(results))
     return Group(*parts)
 
@@ -93,25 +92,61 @@ def _summary(converged: Sequence[HostConverged]) -> str:
 def findings(result: HostResult) -> RenderableType:
     """Every finding of one host, in the order in which they were judged."""
     table = Table(box=None, show_header=False, padding=(0, 1), title=Text(result.host), title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for finding in result.judgement.findings:
-        why = f"{finding.summary} (because of {finding.cause})" if finding.cause else finding.summary
-        table.add_row(_word(finding.status), finding.check, Text(printable(why)))
+        table.add_row(_word(finding.status), finding.check, _told(finding))
     return Padding(table, (0, 0, 1, 0), expand=False)
 
 
-def _table(results: Sequence[HostResult]) -> Table:
+def _told(finding: Finding) -> Text:
+    """What was found; where something is to be done, what was expected and what to do, too."""
+    explained = not finding.cause or finding.cause in finding.summary
+    why = finding.summary if explained else f"{finding.summary} (because of {finding.cause})"
+    text = Text(printable(why, 1000))
+    if finding.status in ("pass", "skip"):
+        return text
+    for label, said in (("expected", finding.expected), ("seen", finding.seen), ("to do", finding.fix)):
+        if said:
+            text.append(f"\n{label}: {printable(said, 600)}", style="dim")
+    return text
+
+
+class _Fitting:
+    """The table of hosts, without the facts that a narrow terminal could only show in pieces of words."""
+
+    SPARE = ("libvirt", "qemu", "system", "guest", "kvm")  # the first is missed least
+
+    def __init__(self, results: Sequence[HostResult]) -> None:
+        self._results = results
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        without = (frozenset(self.SPARE[:number]) for number in range(len(self.SPARE)))
+        tables = (_table(self._results, spared) for spared in without)
+        unlimited = options.update(max_width=10_000)
+        fits = (t for t in tables if console.measure(t, options=unlimited).minimum <= options.max_width)
+        yield next(fits, None) or _table(self._results, frozenset(self.SPARE))
+
+
+def _table(results: Sequence[HostResult], without: Set[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
-    for name in ("host", "verdict", "system", "kvm", "qemu", "libvirt", "guest", "checks"):
-        # A narrow terminal folds what has spaces; a word in two lines cannot be read.
-        table.add_column(name, no_wrap=name not in ("system", "guest", "checks"), overflow="fold")
+    for name in ("host", "verdict", *_FACTS, "checks"):
+        if name not in without:
+            # A narrow terminal folds what has spaces; a word in two lines cannot be read.
+            table.add_column(name, no_wrap=name not in ("system", "guest", "checks"), overflow="fold")
     for result in results:
-        facts = [Text(printable(cell, 60)) for cell in _facts(result.collected.evidence)]
-        table.add_row(Text(result.host), _word(result.judgement.verdict), *facts, _tally(result))
+        facts = zip(_FACTS, _facts(result.collected.evidence), strict=True)
+        kept = [Text(printable(cell, 60)) for name, cell in facts if name not in without]
+        table.add_row(Text(result.host), _word(result.judgement.verdict), *kept, _tally(result))
     return table
 
 
+_FACTS = ("system", "kvm", "qemu", "libvirt", "guest")
+
+
 def _facts(evidence: Evidence | None) -> tuple[str, str, str, str, str]:
-    """System, KVM, QEMU, libvirt and guest in a word or two each; a dash where nothing is known."""
+    """_FACTS in a word or two each; a dash where nothing is known."""
     if evidence is None:
         return ("-",) * 5
     system, kvm, guest = evidence.system, evidence.kvm, evidence.guest
@@ -136,7 +171,7 @@ def _tally(result: HostResult) -> Text:
     return text
 
 
-def _advice(results: Sequence[HostResult]) -> Iterator[RenderableType]:
+def _advice(results: Sequence[HostResult]) -> list[tuple[Finding, Sequence[str]]]:
     """For each host that is not proven, the cause with its fix, then the other findings; equal ones are told once."""
     told: dict[tuple[str, str, str], list[str]] = {}
     example: dict[tuple[str, str, str], Finding] = {}
@@ -145,17 +180,25 @@ def _advice(results: Sequence[HostResult]) -> Iterator[RenderableType]:
             key = (finding.check, str(finding.status), finding.summary)
             told.setdefault(key, []).append(result.host)
             example.setdefault(key, finding)
-    for key, hosts in told.items():
-        yield _line(example[key], hosts)
+    return [(example[key], hosts) for key, hosts in told.items()]
 
 
-def _line(finding: Finding, hosts: Sequence[str]) -> RenderableType:
+def _lines(told: Sequence[tuple[Finding, Sequence[str]]]) -> Table:
+    """A line for each finding with its hosts; it is indented where it goes on."""
+    lines = Table.grid(padding=(0, 1))
+    lines.add_column(min_width=5, no_wrap=True)
+    lines.add_column(overflow="fold")
+    for finding, hosts in told:
+        lines.add_row(_word(finding.status), _line(finding, hosts))
+    return lines
+
+
+def _line(finding: Finding, hosts: Sequence[str]) -> Text:
     text = Text()
-    text.append(f"{finding.status:<5} ", style=_STYLE[finding.status])
     text.append(f"{_names(hosts)}: ", style="bold")
     text.append(f"{finding.check}: {printable(finding.summary, 1000)}")
     if finding.fix and finding.status != "waived":
-        text.append(f"\n      {printable(finding.fix, 600)}", style="dim")
+        text.append(f"\n{printable(finding.fix, 600)}", style="dim")
     return text
 
 

@@ -112,6 +112,30 @@ def test_a_terminal_of_80_columns_breaks_no_word_of_the_table():
         assert word in shown, word
 
 
+def test_a_terminal_too_narrow_for_the_facts_shows_fewer_of_them_and_all_in_whole_words():
+    evidence = Evidence(1, 0.0, 1.0, qemu=Qemu(version="10.0.13"), libvirt=Libvirt(version="11.3.0"))
+    long = result("hv004.rack17.somewhere.example.com", "unreachable", *[PASS] * 25, evidence=evidence)
+    wide, narrow = show(terminal.report([long])), show(terminal.report([long]), width=72)
+    assert "10.0.13" in wide
+    assert "libvirt" in wide
+    for word in ("hv004.rack17.somewhere.example.com", "unreachable", "25 pass"):
+        assert word in narrow, word
+    assert "libvirt" not in narrow
+
+
+def test_advice_is_indented_where_it_goes_on():
+    long = Finding("kvm.node", "fail", "word " * 30, fix="Do this. " * 20)
+    lines = show(terminal.report([result("hv1", "failed", long, cause=long)]), width=60).splitlines()
+    begin = next(number for number, line in enumerate(lines) if line.startswith("fail  hv1: kvm.node: word"))
+    assert all(line.startswith("      ") for line in lines[begin + 1 : -2])
+
+
+def test_verbose_says_what_was_expected_and_what_to_do():
+    shown = show(terminal.report([result("hv1", "failed", PASS, FAIL)], verbose=True))
+    for words in ("expected: a character device", "seen: ENOENT", "to do: Load kvm."):
+        assert words in shown
+
+
 def test_json_holds_every_host_and_keeps_a_hosts_bytes_off_the_terminal():
     text = json_report.render([result("hv1", "degraded", HOSTILE), result("hv2", "unreachable")], command="validate")
     document = json.loads(text)
