@@ -35,8 +35,8 @@ LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 PYTHONS = ((3, 11), (3, 14))
 ANSIBLE_CORE = (2, 19)  # of ansible 12, the oldest that runs on Python 3.11 and knows the roles' syntax
 MODULES = (
-    *("ansible", "ansible_runner", "asyncssh", "click", "cryptography", "msgspec", "platformdirs", "qemu.qmp", "rich"),
-    *("sqlalchemy", "yaml"),
+    *("ansible", "ansible_runner", "asyncssh", "click", "cryptography", "jinja2", "msgspec", "platformdirs"),
+    *("prometheus_client", "qemu.qmp", "rich", "sqlalchemy", "yaml"),
 )
 STATE_MIB = 200
 CA_DAYS = 365  # certificates of hosts live so long, and none outlives its CA

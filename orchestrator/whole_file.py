@@ -18,7 +18,7 @@ def write(path: Path, text: str, *, mode: int | None = None) -> None:
     Raises:
         OSError: it cannot be written, and the old one is as it was.
     """
-    target = path.resolve()
+    target = Path(os.path.realpath(path))  # other than resolve(), it has an answer for links that lead in a circle
     if target.exists() and not target.is_file():
         target.write_text(text, encoding="utf-8")
         return

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["provision", "provision_hosts", "ready", "standards_of", "unprovision", "validate"]
 
-REPLAY = ("recorded", "profile", "waivers", "verbose", "as_json", "junit", "strict")
+REPLAY = ("recorded", "profile", "waivers", "verbose", "as_json", "junit", "html", "strict")
 """Options that have a meaning where no host is asked."""
 
 

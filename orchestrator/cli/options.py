@@ -90,6 +90,9 @@ report_options = _apply(
         help="Also write metrics for node_exporter's textfile collector, which reads FILEs that end in .prom.",
     ),
     click.option(
+        "--html", type=click.Path(dir_okay=False), metavar="FILE", help="Also write the report as one web page."
+    ),
+    click.option(
         "--save-evidence",
         type=click.Path(file_okay=False),
         metavar="DIR",

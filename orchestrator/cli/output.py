@@ -31,6 +31,7 @@ class Reports(NamedTuple):
     strict: bool = False
     junit: str | None = None
     prometheus: str | None = None
+    html: str | None = None
     save_evidence: str | None = None
 
     @classmethod
@@ -41,7 +42,12 @@ class Reports(NamedTuple):
     @property
     def files(self) -> Mapping[str, str]:
         """Option -> path of what is to be written beside the report on stdout."""
-        named = {"--junit": self.junit, "--prometheus": self.prometheus, "--save-evidence": self.save_evidence}
+        named = {
+            "--junit": self.junit,
+            "--prometheus": self.prometheus,
+            "--html": self.html,
+            "--save-evidence": self.save_evidence,
+        }
         return {option: path for option, path in named.items() if path}
 
 
@@ -135,6 +141,14 @@ def _write_prometheus(path: Path, learned: _Learned) -> None:
     whole_file.write(path, text, mode=0o644)  # node_exporter is another user
 
 
+def _write_html(path: Path, learned: _Learned) -> None:
+    from orchestrator import whole_file
+    from orchestrator.report import html
+
+    run = learned.run
+    whole_file.write(path, html.render(run.results, run.fleet, command=learned.command, ended_s=learned.ended_s))
+
+
 def _save_evidence(path: Path, learned: _Learned) -> None:
     from orchestrator import recording
 
@@ -144,6 +158,7 @@ def _save_evidence(path: Path, learned: _Learned) -> None:
 _WRITERS: Mapping[str, Callable[[Path, _Learned], None]] = {
     "--junit": _write_junit,
     "--prometheus": _write_prometheus,
+    "--html": _write_html,
     "--save-evidence": _save_evidence,
 }
 

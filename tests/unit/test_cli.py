@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
@@ -18,10 +19,10 @@ from evidence import host as evidence_of
 import orchestrator
 from orchestrator import recording
 from orchestrator.cli.main import cli, main
-from orchestrator.cli.options import BootType
+from orchestrator.cli.options import PROFILES, BootType
 from orchestrator.cli.output import Output, Reports
 from orchestrator.errors import Interrupted, KvmfleetError
-from orchestrator.model import Boot, Collected, Drift, Finding, HostConverged, HostDrift, HostResult, Judgement
+from orchestrator.model import Boot, Collected, Drift, Finding, HostConverged, HostDrift, HostResult, Judgement, Profile
 from orchestrator.rollout import Run
 from orchestrator.store import Store
 
@@ -56,6 +57,10 @@ def run(monkeypatch, capsys):
 )
 def test_a_boot_is_a_depth_or_an_image_with_what_it_should_say(typed, meant):
     assert BootType().convert(typed, None, None) == meant
+
+
+def test_the_profiles_that_can_be_typed_are_those_there_are():
+    assert get_args(Profile) == PROFILES
 
 
 def test_depths_are_completed():
@@ -443,6 +448,13 @@ def test_metrics_can_be_read_by_node_exporter(finish, tmp_path):
     assert (tmp_path / "kvmfleet.prom").stat().st_mode & 0o777 == 0o644
     assert 'kvmfleet_host_verdict{host="hv1",verdict="proven"} 1.0' in (tmp_path / "kvmfleet.prom").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["kvmfleet.prom"]
+
+
+def test_the_page_is_written_beside_the_table(finish, tmp_path):
+    code, out, _ = finish(Run((RESULT,)), html=str(tmp_path / "report.html"))
+    assert code == 0
+    assert "hv1" in out
+    assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
 
 
 def test_what_only_one_report_needs_is_imported_for_no_other():

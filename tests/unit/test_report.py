@@ -1,4 +1,4 @@
-"""The report in its three forms, from made-up results (no host needed)."""
+"""The report in its forms, from made-up results (no host needed)."""
 
 import io
 import json
@@ -26,8 +26,8 @@ from orchestrator.model import (
     System,
     TaskFailure,
 )
+from orchestrator.report import html, junit, prometheus, summary, terminal
 from orchestrator.report import json as json_report
-from orchestrator.report import junit, prometheus, summary, terminal
 from orchestrator.report.progress import Board
 from orchestrator.text import printable
 
@@ -207,6 +207,13 @@ def test_no_name_of_a_host_makes_a_series_of_its_own(name):
     hosts = {dict(labels).get("host") for _, labels in samples} - {None}
     assert hosts == {printable(name), "good"}
     assert samples["kvmfleet_host_verdict", (("host", "good"), ("verdict", "proven"))] == 0
+
+
+def test_the_page_leaves_out_no_check_that_the_catalogue_does_not_know():
+    odd = Finding("zebra.stripes", "fail", "none")
+    page = html.render([result("hv1", "failed", PASS, odd, cause=odd)], command="validate", ended_s=0.0)
+    assert 'title="zebra.stripes"><span>zebra.stripes</span>' in page
+    assert page.index("<span>cpu.arch</span>") < page.index("<span>zebra.stripes</span>")
 
 
 @pytest.mark.parametrize(("terminal", "shown"), [(True, True), (False, False)])

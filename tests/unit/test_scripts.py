@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOLS = {
     "pytest": 'echo "pytest $*"; test "${FAILS:-}" != "$1"',
     "python": 'case "$3" in *sshd*) echo "${LACKS:-}"; exit ;; esac\n'
+    'case "$3" in *which*chromium*) test -f "$HERE/installed" || echo "${BROWSERLESS:-}"; exit ;; esac\n'
     'case "$3" in *install*) echo installed >&2; : > "$HERE/installed" ;; esac\n'
     'test -f "$HERE/installed" || echo "${MISSING:-}"',
     "id": 'echo "${WHO:-0}"',
@@ -50,7 +51,7 @@ class Checkout:
         )
 
 
-PARTS = ("lint: ", "unit: ", "ansible: ", "hosts: ", "vm: ")
+PARTS = ("lint: ", "unit: ", "ansible: ", "browser: ", "hosts: ", "vm: ")
 
 
 @pytest.fixture
@@ -70,6 +71,7 @@ def test_without_arguments_everything_runs(checkout: Checkout) -> None:
         "lint: passed",
         "unit: passed",
         "ansible: passed",
+        "browser: passed",
         "hosts: passed",
         "vm: passed",
     ]
@@ -124,11 +126,25 @@ def test_yes_installs_them(checkout: Checkout) -> None:
     assert [line.split(" in ")[0] for line in parts(done)[-2:]] == ["hosts: passed", "vm: passed"]
 
 
+def test_without_a_browser_its_part_is_left_out_and_ci_is_red(checkout: Checkout) -> None:
+    done = checkout.run("scripts/test", "--yes", "browser", WHO="1000", BROWSERLESS="chromium fonts-dejavu-core")
+    assert done.returncode == 0
+    assert parts(done)[0].startswith("browser: skipped, packages are missing: chromium fonts-dejavu-core")
+    done = checkout.run(".ci/run", WHO="1000", BROWSERLESS="chromium")
+    assert "the part 'browser' did not run" in done.stderr
+
+
+def test_yes_installs_a_browser(checkout: Checkout) -> None:
+    done = checkout.run("scripts/test", "--yes", "browser", BROWSERLESS="chromium fonts-dejavu-core")
+    assert [line.split(" in ")[0] for line in parts(done)] == ["browser: passed"]
+    assert (checkout.folder / "installed").exists()
+
+
 def test_ci_is_green_when_everything_ran(checkout: Checkout) -> None:
     assert checkout.run(".ci/run").returncode == 0
 
 
-@pytest.mark.parametrize("fails", ["lint", "tests/unit", "tests/hosts", "tests/vm"])
+@pytest.mark.parametrize("fails", ["lint", "tests/unit", "tests/browser", "tests/hosts", "tests/vm"])
 def test_ci_is_red_when_a_part_failed(checkout: Checkout, fails: str) -> None:
     assert checkout.run(".ci/run", FAILS=fails).returncode != 0
 
