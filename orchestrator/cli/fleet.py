@@ -52,6 +52,11 @@ def provision(boot: Boot, waivers: str | None, **given: Any) -> None:
 @click.command(short_help="Prove the hosts as they are; changes nothing.")
 @connection_options
 @boot_option
+@click.option(
+    "--active",
+    is_flag=True,
+    help="Also try what leaves a mark while it lasts: a small volume in each storage pool is made and deleted.",
+)
 @waivers_option
 @report_options
 @replay_options
@@ -60,12 +65,15 @@ def validate(
     context: click.Context,
     /,
     boot: Boot,
+    active: bool,
     recorded: tuple[str, ...],
     profile: Profile | None,
     waivers: str | None,
     **given: Any,
 ) -> None:
     """Prove the hosts as they are. Changes nothing; the guest that is booted cleans up after itself."""
+    import msgspec
+
     from orchestrator import inventory, rollout
 
     reports = Reports.taken_from(given)
@@ -76,7 +84,7 @@ def validate(
         output.finish(_replay(recorded, profile, waivers))
     options, secrets = ansible(given)
     log(options.verbosity)
-    boot = ready(boot)
+    boot = msgspec.structs.replace(ready(boot), active=active)
     fleet = inventory.load(options)
     standards = standards_of(fleet, options, waivers, profile)
     with board(fleet, "validate") as shown:

@@ -17,7 +17,7 @@ import pytest
 from evidence import host as evidence_of
 
 import orchestrator
-from orchestrator import recording
+from orchestrator import recording, rollout
 from orchestrator.cli.main import cli, main
 from orchestrator.cli.options import PROFILES, BootType
 from orchestrator.cli.output import Output, Reports
@@ -430,7 +430,8 @@ def test_a_recording_that_cannot_be_read_exits_1_and_the_others_are_judged(run, 
 
 
 @pytest.mark.parametrize(
-    "arguments", [("-i", "hosts.ini"), ("--limit", "hv1"), ("--boot", "uefi"), ("-k",), ("--prometheus", "f")]
+    "arguments",
+    [("-i", "hosts.ini"), ("--limit", "hv1"), ("--boot", "uefi"), ("-k",), ("--active",), ("--prometheus", "f")],
 )
 def test_a_replay_refuses_what_is_about_hosts(run, saved, arguments):
     code, out, err = run("validate", "--from", saved, *arguments)
@@ -489,3 +490,14 @@ def test_waivers_beside_the_inventory_are_read_before_any_host_is_asked(run, sta
         code, out, err = run(command, "-i", state / "hosts.ini", "--boot", "none")
         assert (code, out) == (1, "")
         assert f"{state}/waivers.yml:1: a waiver is wanted here." in err
+
+
+@pytest.mark.parametrize("typed", [(), ("--active",)])
+def test_a_volume_is_made_on_a_host_only_when_that_was_asked_for(run, state, monkeypatch, typed):
+    asked = []
+    monkeypatch.setattr(
+        rollout, "validate", lambda _fleet, _options, *, boot, **more: asked.append(boot) or Run((RESULT,))
+    )
+    (state / "hosts.ini").write_text("[kvm_hosts]\nhv1\n")
+    assert run("validate", "-i", state / "hosts.ini", *typed)[0] == 0
+    assert [boot.active for boot in asked] == [bool(typed)]
