@@ -3,19 +3,24 @@
 
 from __future__ import annotations
 
-import glob
+import fnmatch
 import hashlib
+import ipaddress
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.kvmfleet.host.plugins.module_utils import bridge_change as change
+from ansible_collections.kvmfleet.host.plugins.module_utils import bridge_managers as managers
 from ansible_collections.kvmfleet.host.plugins.module_utils import bridges as declared
+from ansible_collections.kvmfleet.host.plugins.module_utils.bridge_change import Step
+from ansible_collections.kvmfleet.host.plugins.module_utils.bridge_host import Answer, Host
+from ansible_collections.kvmfleet.host.plugins.module_utils.bridge_managers import Manager, Shape
 from ansible_collections.kvmfleet.host.plugins.module_utils.bridges import BridgeError, Port
 from ansible_collections.kvmfleet.host.plugins.module_utils.record import Record, RecordError, open_record
 
@@ -25,8 +30,9 @@ short_description: Makes bridges over devices of the host
 description:
   - Writes the configuration of bridges for what configures the host's network (systemd-networkd, also below netplan,
     NetworkManager or ifupdown), and makes it act.
-  - Before that it starts a timer that puts the files back as they were. A second call with O(confirm=true), over a new
-    connection, stops the timer. Without that call the host returns to what it was.
+  - Before that it starts a timer that takes the change back. A second call with O(confirm=true), over a new connection,
+    stops the timer. Without that call the host returns to what it was, also when it boots before the timer ends (with
+    systemd).
   - Bridges that this module made and that are not in the list any more are removed in the same way, unless something
     else is attached to them.
 options:
@@ -94,133 +100,10 @@ pending:
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 KIND = "bridge"  # in the record
-FOLDER = "/var/lib/kvmfleet/bridges"  # what the rollback needs; gone once the change is confirmed
-UNIT = "kvmfleet-bridges-rollback"
-SHARP = ("--timer-property=AccuracySec=1s", "/bin/sh", f"{FOLDER}/rollback.sh")
-ROLLBACK = f"""#!/bin/sh
-# Takes back a change of the network that nobody confirmed over a new connection.
-for undo in {FOLDER}/*/undo.sh; do
-  /bin/sh "$undo"
-done
-rm -rf {FOLDER}
-"""
-PATIENCE_S = 25.0
 GONE = (
-    "no change waits for this, so it was taken back: no new connection reached the host in time. Look at what is "
-    "beyond the ports, then provision again."
+    "no change waits for this, so it was taken back: no new connection reached the host in time, or it booted. Look at "
+    "what is beyond the ports, then provision again."
 )
-
-Answer = tuple[int, str]
-
-
-class Host(NamedTuple):
-    """Where this touches the host; tests put something else there."""
-
-    run: Callable[[Sequence[str]], Answer]
-    root: str = ""
-    which: Callable[[str], Any] = shutil.which
-    patience_s: float = PATIENCE_S
-    came_to: str = ""  # the address of this host that the ssh connection goes to
-
-    def read(self, path: str) -> str:
-        try:
-            with open(self.root + path, encoding="utf-8") as stream:
-                return stream.read()
-        except OSError:
-            return ""
-
-    def text(self, path: str) -> str | None:
-        """None where there is no such file."""
-        return self.read(path) if self.exists(path) else None
-
-    def exists(self, path: str) -> bool:
-        return os.path.exists(self.root + path)
-
-    def write(self, path: str, text: str | None, mode: int) -> None:
-        """Whole or not at all; None removes."""
-        if text is None:
-            if self.exists(path):
-                os.unlink(self.root + path)
-            return
-        os.makedirs(os.path.dirname(self.root + path), 0o755, exist_ok=True)
-        with open(self.root + path + ".kvmfleet", "w", encoding="utf-8") as stream:
-            os.fchmod(stream.fileno(), mode)
-            stream.write(text)
-        os.replace(stream.name, self.root + path)
-
-    def copy(self, path: str, to: str) -> None:
-        """With mode and owner: systemd-networkd is not root, and reads its files all the same."""
-        shutil.copy2(self.root + path, self.root + to)
-        status = os.stat(self.root + path)
-        os.chown(self.root + to, status.st_uid, status.st_gid)
-
-    def call(self, argv: Sequence[str]) -> str:
-        code, out = self.run(argv)
-        if code:
-            raise BridgeError(f"`{' '.join(argv)}` ended with {code}: {' '.join(out.split())}")
-        return out
-
-    def ports(self, bridge: str) -> list[str]:
-        return sorted(map(os.path.basename, glob.glob(f"{self.root}/sys/class/net/{bridge}/brif/*")))
-
-    def addresses(self, device: str) -> set[str]:
-        """Global addresses with the length of their subnet."""
-        _, out = self.run(["ip", "-o", "addr", "show", "dev", device, "scope", "global"])
-        return set(re.findall(r" inet6? (\S+)", out))
-
-    def leads_out(self, device: str) -> bool:
-        """Whether a default route goes through it."""
-        return any(
-            line.split()[:2] == [device, "00000000"] and line.split()[7] == "00000000"
-            for line in self.read("/proc/net/route").splitlines()[1:]
-        )
-
-
-class Manager(NamedTuple):
-    """One way to configure a network, in commands. `{bridge}`, `{port}` and `{connection}` are filled in."""
-
-    name: str
-    files: Callable[[Mapping[str, Any], Sequence[Port]], dict[str, str]]
-    mode: int
-    before: Sequence[str]  # before the files are written, for each port that gives its addresses away
-    apply: Sequence[str]
-    undo: Sequence[str]  # after the files are back
-    undo_before: Sequence[str]
-
-
-MANAGERS = {
-    "networkd": Manager(
-        "networkd",
-        declared.networkd,
-        0o644,
-        (),
-        ("networkctl reload",),
-        ("networkctl reload", "networkctl reconfigure {port}"),
-        ("ip link delete dev {device}",),
-    ),
-    "NetworkManager": Manager(
-        "NetworkManager",
-        declared.keyfiles,
-        0o600,
-        (),
-        (
-            "nmcli connection reload",
-            "nmcli connection up kvmfleet-{bridge}",
-            "nmcli connection up kvmfleet-{bridge}-{port}",
-        ),
-        ("nmcli connection reload", "nmcli device connect {port}"),
-        ("nmcli connection delete kvmfleet-{bridge}",),
-    ),
-    "ifupdown": Manager(
-        "ifupdown",
-        declared.interfaces,
-        0o644,
-        ("ifdown --force {port}",),
-        ("ifup {bridge}",),
-        ("ifup {port}",),
-        ("ifdown --force {bridge}",),
-    ),
-}
 
 
 class Plan(NamedTuple):
@@ -229,114 +112,188 @@ class Plan(NamedTuple):
     bridge: Mapping[str, Any]
     manager: Manager
     ports: Sequence[Port]
+    old: Shape
+    new: Shape
     files: Mapping[str, str | None]  # None for one that is not to be
     changed: bool
 
 
-def manager_of(host: Host) -> Manager:
-    """What configures this host's network."""
-    for unit, name in (
-        ("NetworkManager", "NetworkManager"),
-        ("systemd-networkd", "networkd"),
-        ("networking", "ifupdown"),
-    ):
-        if host.which("systemctl") and host.run(["systemctl", "is-active", "--quiet", unit])[0] == 0:
-            return MANAGERS[name]
-    if host.exists(declared.INTERFACES) and host.which("ifup"):
-        return MANAGERS["ifupdown"]
-    raise BridgeError(
-        "nothing is active that could make a bridge: no NetworkManager, systemd-networkd or ifupdown. Make the bridge "
-        "by hand, and take it out of libvirt_networks_bridges."
-    )
+# --- what is to be
 
 
 def port_of(host: Host, manager: Manager, name: str, origin: Mapping[str, Any]) -> Port:
-    """A device and the file that configures it. `origin` is what a file was before we came, by its path."""
+    """A device and the files that configure it. `origin` is what a file was before we came, by its path."""
     if not host.exists(f"/sys/class/net/{name}"):
         raise BridgeError(f"this host has no {name}. `ip link` lists its devices.")
     mac = host.read(f"/sys/class/net/{name}/address").strip()
     path = origin.get("ports", {}).get(name)
     if path is None:
-        path = {"networkd": _networkd_file, "NetworkManager": _keyfile, "ifupdown": _interfaces_file}[manager.name](
-            host, name
-        )
-    text = origin.get("files", {}).get(path) or host.read(path)
-    return Port(name, mac, path, text)
+        path = managers.FILE_OF[manager.name](host, name)
+    before = _before_us(host, origin)
+    if manager.name == "ifupdown":
+        texts = {**managers.interfaces(host), **{path: text for path, text in before.items() if text is not None}}
+        files = {path: text for path, text in texts.items() if declared.names(text, name)}
+        return Port(name, mac, path, files.get(path, ""), files)
+    return Port(name, mac, path, before.get(path) or host.read(path))
 
 
-def _networkd_file(host: Host, name: str) -> str:
-    index = host.read(f"/sys/class/net/{name}/ifindex").strip()
-    found = re.search(r"^NETWORK_FILE=(.+)$", host.read(f"/run/systemd/netif/links/{index}"), re.MULTILINE)
-    return found[1] if found else ""
-
-
-def _keyfile(host: Host, name: str) -> str:
-    out = host.call(["nmcli", "-t", "-f", "DEVICE,FILENAME", "connection", "show", "--active"])
-    path = next((line.partition(":")[2] for line in out.splitlines() if line.partition(":")[0] == name), "")
-    if path and not path.endswith(".nmconnection"):
-        raise BridgeError(f"{name} is configured by {path}, which is no keyfile: run `nmcli connection migrate` first.")
-    return path
-
-
-def _interfaces_file(host: Host, name: str) -> str:
-    paths = [declared.INTERFACES, *sorted(glob.glob(f"{host.root}{declared.INTERFACES}.d/*"))]
-    for path in (path[len(host.root) :] if host.root and path.startswith(host.root) else path for path in paths):
-        if re.search(rf"^iface\s+{re.escape(name)}\s", host.read(path), re.MULTILINE):
-            return path
-    return ""
+def _before_us(host: Host, origin: Mapping[str, Any]) -> dict[str, str | None]:
+    """Path -> text of the files that we changed, as they would be without us; None for those that would not be."""
+    files: dict[str, str | None] = dict(origin.get("files", {}))
+    for path, text in files.items():
+        now = host.text(path)
+        if text is not None and now is not None:
+            files[path] = declared.without_us(text, now, origin["ports"])
+    return files
 
 
 def plan(host: Host, record: Record, bridge: Mapping[str, Any]) -> Plan:
     """Raises BridgeError where the bridge cannot be made without losing something."""
     name = bridge["name"]
     origin = (record.before(KIND, name) or {}) if record.holds(KIND, name) else {}
-    manager = MANAGERS[origin["manager"]] if origin else manager_of(host)
+    manager = managers.MANAGERS[origin["manager"]] if origin else managers.manager_of(host, bridge.get("ports", []))
     ports = [port_of(host, manager, port, origin) for port in bridge.get("ports", [])]
-    if not origin:
+    _stop_where_taken(host, record, bridge)
+    if origin:
+        _stop_where_changed_away(host, bridge)
+    else:
         _stop_where_lost(host, bridge, ports)
-    if manager.name == "ifupdown" and f"{declared.INTERFACES}.d" not in host.read(declared.INTERFACES):
+    if manager.name == "ifupdown":
+        _stop_where_unread(host, name)
+    # what it does not need any more goes back
+    files = {**_before_us(host, origin), **manager.files(bridge, ports)}
+    below = bridge.get("ports", []) if bridge.get("vlan") else []
+    new = Shape(True, _replaced(bridge, manager, ports), declared.devices(bridge), below)
+    same = all(host.text(path) == text for path, text in files.items())
+    old = _shape(host, name, origin)
+    if origin and same:  # what somebody took apart is put together again
+        old = old._replace(there=True, ports=new.ports)
+    if manager.name == "NetworkManager" and old.there:
+        _stop_where_guests_lose(host, name, origin, files)
+    return Plan(bridge, manager, ports, old, new, files, not same or _lacking(host, bridge, old) != [])
+
+
+def _replaced(bridge: Mapping[str, Any], manager: Manager, ports: Sequence[Port]) -> dict[str, bool]:
+    own = [port for port in ports if manager.name != "ifupdown" or not declared.stays(port)]
+    return {port.name: bool(port.path) for port in own if port.name in declared.taken(bridge)}
+
+
+def _shape(host: Host, name: str, origin: Mapping[str, Any]) -> Shape:
+    """As it is. What others put at it is none of its devices."""
+    if not origin or not (host.exists(f"/sys/class/net/{name}") or _own_files(host, origin)):
+        return Shape()
+    ports: Mapping[str, str] = origin["ports"]
+    devices = [device for device in host.devices(name) if _is_own(device, ports)]
+    staying = origin["manager"] == "ifupdown"
+    return Shape(
+        True,
+        {
+            device: bool(ports[device])
+            for device in devices
+            if device in ports and not (staying and declared.configures(host.read(ports[device]), device))
+        },
+        devices,
+        [device.rpartition(".")[0] for device in devices if device not in ports],
+    )
+
+
+def _own_files(host: Host, origin: Mapping[str, Any]) -> list[str]:
+    return [path for path, text in origin["files"].items() if text is None and host.exists(path)]
+
+
+def _is_own(device: str, ports: Iterable[str]) -> bool:
+    return device in ports or device.rpartition(".")[0] in ports
+
+
+def _lacking(host: Host, bridge: Mapping[str, Any], old: Shape) -> list[str]:
+    """What is not as it is to be about the devices of a bridge, in words."""
+    if not host.exists(f"/sys/class/net/{bridge['name']}/bridge"):
+        return ["it is not there"]
+    wanted, found = declared.devices(bridge), host.devices(bridge["name"])
+    left = [device for device in old.devices if device in found and device not in wanted]
+    return [f"{device} is not at it" for device in wanted if device not in found] + [
+        f"{device} is still at it" for device in left
+    ]
+
+
+def _stop_where_unread(host: Host, name: str) -> None:
+    path = declared.own_interfaces(name)
+    patterns = declared.included(host.read(declared.INTERFACES))
+    if not any(fnmatch.fnmatch(path, pattern) for pattern in patterns):
         raise BridgeError(
-            f"{declared.INTERFACES} reads no files of {declared.INTERFACES}.d: add a `source` line first."
+            f"{declared.INTERFACES} does not read {path}: add the line `source {declared.INTERFACES}.d/*` first."
         )
-    files = {**origin.get("files", {}), **manager.files(bridge, ports)}  # what it does not need any more goes back
-    changed = any(host.text(path) != text for path, text in files.items()) or not _attached(host, bridge)
-    return Plan(bridge, manager, ports, files, changed)
 
 
-def _attached(host: Host, bridge: Mapping[str, Any]) -> bool:
-    there = host.exists(f"/sys/class/net/{bridge['name']}/bridge")
-    return there and set(declared.devices(bridge)) <= set(host.ports(bridge["name"]))
+def _stop_where_taken(host: Host, record: Record, bridge: Mapping[str, Any]) -> None:
+    for device in declared.devices(bridge):
+        master = host.master(device)
+        if not master or master == bridge["name"]:
+            continue
+        if record.holds(KIND, master):
+            raise BridgeError(
+                f"{device} is at {master}, which was made here. Take it out there, provision, then put it at "
+                f"{bridge['name']} and provision again."
+            )
+        raise BridgeError(f"{device} is a part of {master} already. Take it out there first, or use {master} as it is.")
+
+
+def _stop_where_guests_lose(host: Host, name: str, origin: Mapping[str, Any], files: Mapping[str, str | None]) -> None:
+    """NetworkManager activates a bridge anew where more than its addresses change, and takes guests off it then."""
+    guests = [device for device in host.devices(name) if not _is_own(device, origin["ports"])]
+    path = declared.own_keyfile(name)
+    if guests and declared.link_of(files[path] or "") != declared.link_of(host.read(path)):
+        raise BridgeError(
+            f"{', '.join(guests)} is at it, and NetworkManager would take that off to give the bridge another first "
+            "port. Shut those guests down first."
+        )
+
+
+def _stop_where_changed_away(host: Host, bridge: Mapping[str, Any]) -> None:
+    name = bridge["name"]
+    came_here = host.came_to in {address.partition("/")[0] for address in host.addresses(name)}
+    listed = bridge.get("addresses", "dhcp")
+    if host.came_to and came_here and listed != "dhcp" and host.came_to not in _plain(listed):
+        raise BridgeError(
+            f"the connection to this host goes to {host.came_to}, which {name} has and would lose. Leave it in "
+            "`addresses`."
+        )
+
+
+def _plain(addresses: Iterable[Any]) -> set[str]:
+    """Without the length of their subnet."""
+    return {str(ipaddress.ip_interface(address).ip) for address in addresses}
 
 
 def _stop_where_lost(host: Host, bridge: Mapping[str, Any], ports: Sequence[Port]) -> None:
-    name = bridge["name"]
-    if host.exists(f"/sys/class/net/{name}"):
-        raise BridgeError(
-            f"{name} is there already, and was not made here. Use it as it is, and take it out of "
-            "libvirt_networks_bridges."
-        )
-    for port in ports:
-        if host.exists(f"/sys/class/net/{port.name}/master") and not bridge.get("vlan"):
-            raise BridgeError(f"{port.name} is a part of another bridge or bond already.")
+    name, vlan = bridge["name"], bridge.get("vlan")
+    for made in [name, *(declared.devices(bridge) if vlan else [])]:
+        if host.exists(f"/sys/class/net/{made}"):
+            raise BridgeError(
+                f"{made} is there already, and was not made here. Use it as it is, and take it out of "
+                "libvirt_networks_bridges."
+            )
+    for port in [] if vlan else ports:
         given = {address.partition("/")[0] for address in host.addresses(port.name)}
         needed = host.came_to in given if host.came_to else host.leads_out(port.name)
-        kept = declared.takes_over(bridge) or bridge.get("vlan") or bridge.get("addresses") == "dhcp"
-        declared_ones = {str(address).partition("/")[0] for address in bridge.get("addresses", [])}
-        if (
-            needed
-            and port.name == ports[0].name
-            and not kept
-            and (not host.came_to or host.came_to not in declared_ones)
-        ):
+        listed = bridge.get("addresses", [])
+        kept = declared.takes_over(bridge) or listed == "dhcp" or host.came_to in _plain(listed)
+        if needed and port.name != ports[0].name:
+            raise BridgeError(f"the connection to this host goes through {port.name}: name it as the first port.")
+        if needed and not kept:
             raise BridgeError(
                 f"the connection to this host goes through {port.name}{' to ' + host.came_to if host.came_to else ''}, "
                 "and would be lost. Leave `addresses` out, so that the bridge takes over those of the port, or "
                 "add that one."
             )
-        if needed and port.name != ports[0].name:
-            raise BridgeError(f"the connection to this host goes through {port.name}: name it as the first port.")
-        if given and declared.takes_over(bridge) and not port.path:
-            raise BridgeError(f"{port.name} has addresses that no file configures, so they cannot be taken over.")
+        if given and not port.path:
+            raise BridgeError(
+                f"{port.name} has addresses that no file configures, so they could not be taken over, nor given back. "
+                "Remove them, or write them into the host's configuration of its network."
+            )
+
+
+# --- the way there
 
 
 class Result(NamedTuple):
@@ -356,24 +313,24 @@ def settle(
     Raises:
         BridgeError: it cannot be done, or did not work; then the host is as it was.
     """
-    if not check and host.exists(FOLDER):
-        confirm(host, record)  # we are here, so an earlier change that nobody confirmed did not cut the host off
+    # we are here, so an earlier change that nobody confirmed did not cut the host off
+    if not check and change.is_waiting(host) and not confirm(host, record):
+        raise BridgeError("an earlier change is being taken back at this moment. Provision again in a minute.")
+    for name in [name for name in record.names(KIND) if _is_gone(host, record, name)]:
+        record.forget(KIND, name)  # it was taken back by its timer, or at boot
     result = Result([], [], [], {}, {}, "")
-    plans = []
-    for bridge in bridges:
-        try:
-            plans.append(plan(host, record, bridge))
-        except BridgeError as error:
-            raise BridgeError(f"bridge {bridge['name']}: {error}") from error
+    plans = [_planned(host, record, bridge) for bridge in bridges]
     surplus = [name for name in record.names(KIND) if name not in {bridge["name"] for bridge in bridges}]
-    for name in surplus:
+    for name in reversed(surplus):  # the last one first, which leads back to the files as they were
         _give_back(host, record, result, name, check, rollback_after_s)
     for item in plans:
+        if result.done and not check:
+            item = _planned(host, record, item.bridge)  # two of them may be about one file
         name = item.bridge["name"]
         result.bridges[name] = declared.devices(item.bridge)
         result.files.update(
             {
-                path: {"sha256": hashlib.sha256(text.encode()).hexdigest(), "mode": item.manager.mode}
+                path: {"sha256": hashlib.sha256(_bytes(text)).hexdigest(), "mode": _mode(host, item, path)}
                 for path, text in item.files.items()
                 if text is not None
             }
@@ -387,37 +344,52 @@ def settle(
     return result
 
 
+def _planned(host: Host, record: Record, bridge: Mapping[str, Any]) -> Plan:
+    try:
+        return plan(host, record, bridge)
+    except BridgeError as error:
+        raise BridgeError(f"bridge {bridge['name']}: {error}") from error
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode(errors="surrogateescape")
+
+
+def _mode(host: Host, item: Plan, path: str) -> int:
+    """That of the file that is there. One for ifupdown gets that of the file its stanzas are from: they may hold
+    passwords.
+    """
+    models = [path, *(port.path for port in item.ports[:1] if port.path and item.manager.name == "ifupdown")]
+    found = [host.mode(model) for model in models if host.exists(model)]
+    return found[0] if found else item.manager.mode
+
+
 def _diff(path: str, before: str, after: str) -> dict[str, str]:
     return {"before_header": path, "after_header": path, "before": before, "after": after}
 
 
 def _make(host: Host, record: Record, item: Plan, rollback_after_s: int) -> None:
-    name = item.bridge["name"]
-    old = {path: host.text(path) for path in item.files}
-    _note(record, item, old)
-    kept = host.addresses(item.ports[0].name) if item.ports and declared.takes_over(item.bridge) else set()
-    out = bool(item.ports) and host.leads_out(item.ports[0].name) and not item.bridge.get("vlan")
-    new = not host.exists(f"/sys/class/net/{name}")
-    _arm(
-        host,
-        name,
-        old,
-        _filled(item.manager.undo_before, item) if new else [],
-        _filled(item.manager.undo, item),
-        rollback_after_s,
-    )
+    name, new = item.bridge["name"], not item.old.there
+    step = _step(host, item)
+    _note(record, item, step.old)
+    expected, some = _expected(host, item)
+    out = new and declared.takes_over(item.bridge) and host.leads_out(item.ports[0].name)
     try:
-        if new and declared.takes_over(item.bridge):
-            _run_all(host, _filled(item.manager.before, item))
-        for path, text in item.files.items():
-            host.write(path, text, item.manager.mode)
-        _run_all(host, _filled(item.manager.apply, item))
-        _await(host, item, kept, out)
+        change.carry_out(host, change.arm(host, step, rollback_after_s))
+        _await(host, item, expected, some, out)
     except (BridgeError, OSError) as error:
-        taken_back = _take_back(host)
+        taken_back = change.take_back(host)
         if new:
             record.forget(KIND, name)
         raise BridgeError(f"bridge {name}: {error}. {taken_back}") from error
+
+
+def _step(host: Host, item: Plan) -> Step:
+    name = item.bridge["name"]
+    old = {path: host.text(path) for path in item.files}
+    modes = {path: _mode(host, item, path) for path in item.files}
+    do, undo = (managers.commands(item.manager, name, *ways) for ways in ((item.old, item.new), (item.new, item.old)))
+    return Step(name, old, item.files, modes, do, undo)
 
 
 def _note(record: Record, item: Plan, old: Mapping[str, str | None]) -> None:
@@ -432,35 +404,25 @@ def _note(record: Record, item: Plan, old: Mapping[str, str | None]) -> None:
     record.save()
 
 
-def _filled(commands: Sequence[str], item: Plan) -> list[list[str]]:
-    """Each command once, or once for each port or device where it names one."""
-    name, found = item.bridge["name"], []
-    ports = (
-        declared.devices(item.bridge) if item.manager.name == "NetworkManager" else [port.name for port in item.ports]
-    )
-    own = [name, *(declared.devices(item.bridge) if item.bridge.get("vlan") else [])]
-    for command in commands:
-        key = "{port}" if "{port}" in command else "{device}" if "{device}" in command else ""
-        for value in {"{port}": ports, "{device}": own}.get(key, [""]):
-            found.append(command.replace(key or "\0", value).replace("{bridge}", name).split())
-    return found
+def _expected(host: Host, item: Plan) -> tuple[set[str], bool]:
+    """The addresses that the bridge has when it is done, as far as they are known; whether it has any."""
+    listed = item.bridge.get("addresses", [])
+    if declared.takes_over(item.bridge):
+        now = host.addresses(item.bridge["name"] if item.old.there else item.ports[0].name)
+        return set() if item.old.there else now, bool(now)
+    if listed == "dhcp":
+        return set(), bool(item.ports)
+    return {str(ipaddress.ip_interface(address)) for address in listed}, bool(listed)
 
 
-def _run_all(host: Host, commands: Sequence[Sequence[str]]) -> None:
-    for argv in commands:
-        host.call(argv)
-
-
-def _await(host: Host, item: Plan, kept: set[str], out: bool) -> None:
+def _await(host: Host, item: Plan, expected: set[str], some: bool, out: bool) -> None:
     """Until the bridge is what it should be. Raises BridgeError when it does not become that."""
     name, end = item.bridge["name"], time.monotonic() + host.patience_s
     while True:
-        lacking = [
-            f"{device} is not at it" for device in declared.devices(item.bridge) if device not in host.ports(name)
-        ]
-        if not host.exists(f"/sys/class/net/{name}/bridge"):
-            lacking = ["it is not there"]
-        lacking += [f"it has not the address {address}" for address in sorted(kept - host.addresses(name))]
+        lacking = _lacking(host, item.bridge, item.old)
+        found = host.addresses(name)
+        lacking += [f"it has not the address {address}" for address in sorted(expected - found)]
+        lacking += ["it has no address"] if some and not found else []
         lacking += ["no default route goes through it"] if out and not host.leads_out(name) else []
         if not lacking:
             return
@@ -472,36 +434,10 @@ def _await(host: Host, item: Plan, kept: set[str], out: bool) -> None:
 # --- the way back
 
 
-def _arm(host: Host, name: str, old: Mapping[str, str | None], first: Any, last: Any, after_s: int) -> None:
-    """Writes the script that takes the change of a bridge back, and starts the timer for those of this run anew."""
-    folder = f"{FOLDER}/{name}"
-    lines = [" ".join(map(shlex.quote, argv)) + " || true" for argv in first]
-    os.makedirs(host.root + folder, 0o700, exist_ok=True)
-    for number, (path, text) in enumerate(old.items()):
-        if text is None:
-            lines.append(f"rm -f {shlex.quote(path)}")
-        else:
-            host.copy(path, f"{folder}/{number}")
-            lines.append(f"cp -p {folder}/{number} {shlex.quote(path)}")
-    lines += [" ".join(map(shlex.quote, argv)) + " || true" for argv in last]
-    host.write(f"{folder}/undo.sh", "\n".join(lines) + "\n", 0o700)
-    host.write(f"{FOLDER}/rollback.sh", ROLLBACK, 0o700)
-    if host.which("systemd-run") and host.exists("/run/systemd/system"):
-        _disarm(host)
-        host.call(
-            ["systemd-run", "--quiet", "--collect", f"--unit={UNIT}", f"--on-active={after_s}s", *SHARP],
-        )
-        return
-    waiting = f"sleep {after_s}; [ ! -e {folder}/undo.sh ] || exec /bin/sh {FOLDER}/rollback.sh"
-    host.call(["setsid", "--fork", "/bin/sh", "-c", f"({waiting}) </dev/null >/dev/null 2>&1"])
-
-
 def confirm(host: Host, record: Record) -> bool:
-    """Stops the timer, and forgets the bridges that are gone for good. Says whether there was a timer."""
-    if not host.exists(FOLDER):
+    """Keeps the change, and forgets the bridges that are gone for good. False where nothing waited for it."""
+    if not change.confirm(host):
         return False
-    _disarm(host)
-    shutil.rmtree(host.root + FOLDER)
     for name in record.names(KIND):
         if _is_gone(host, record, name):
             record.forget(KIND, name)
@@ -509,58 +445,31 @@ def confirm(host: Host, record: Record) -> bool:
 
 
 def _is_gone(host: Host, record: Record, name: str) -> bool:
-    files = record.before(KIND, name)["files"]
-    return not host.exists(f"/sys/class/net/{name}") and all(host.text(path) == old for path, old in files.items())
-
-
-def _disarm(host: Host) -> None:
-    if host.which("systemctl"):
-        host.run(["systemctl", "stop", f"{UNIT}.timer"])
-
-
-def _take_back(host: Host) -> str:
-    _disarm(host)
-    code, out = host.run(["/bin/sh", f"{FOLDER}/rollback.sh"])
-    if code:
-        return f"Taking it back ended with {code}, too: {' '.join(out.split())}. Look at the host's network."
-    return "The host's network is as it was before."
+    before = _before_us(host, record.before(KIND, name))
+    return not host.exists(f"/sys/class/net/{name}") and all(host.text(path) == text for path, text in before.items())
 
 
 def _give_back(host: Host, record: Record, result: Result, name: str, check: bool, after_s: int) -> None:
     """Removes a bridge that we made, and puts its files back."""
-    before = record.before(KIND, name)
-    manager = MANAGERS[before["manager"]]
-    if _is_gone(host, record, name):  # it was taken back by its timer
-        record.forget(KIND, name)
-        return
-    foreign = [port for port in host.ports(name) if port.partition(".")[0] not in before["ports"]]
+    origin = record.before(KIND, name)
+    foreign = [device for device in host.devices(name) if not _is_own(device, origin["ports"])]
     if foreign:
         result.pending.append(
             f"{name}: is not in libvirt_networks_bridges any more, and stays, because {', '.join(foreign)} "
             "is at it. Give those guests another network, then provision again."
         )
         return
+    ports = [Port(port, path=path) for port, path in origin["ports"].items()]
+    old, files = _shape(host, name, origin), _before_us(host, origin)
+    item = Plan({"name": name}, managers.MANAGERS[origin["manager"]], ports, old, Shape(), files, True)
     result.done.append(f"{name}: removed")
-    result.diffs.extend(_diff(path, host.read(path), old or "") for path, old in before["files"].items())
+    result.diffs.extend(_diff(path, host.read(path), text or "") for path, text in files.items())
     if check:
         return
-    devices = [port for port in host.ports(name) if port not in before["ports"]]
-    item = Plan(
-        {"name": name, "ports": list(before["ports"])}, manager, [Port(port) for port in before["ports"]], {}, True
-    )
-    now = {path: host.text(path) for path in before["files"]}
-    _arm(host, name, now, [], _filled(manager.apply, item), after_s)
     try:
-        for argv in [
-            *_filled(manager.undo_before, item),
-            *(["ip", "link", "delete", "dev", device] for device in devices),
-        ]:
-            host.run(argv)
-        for path, old in before["files"].items():
-            host.write(path, old, manager.mode)
-        _run_all(host, _filled(manager.undo, item))
+        change.carry_out(host, change.arm(host, _step(host, item), after_s))
     except (BridgeError, OSError) as error:
-        raise BridgeError(f"bridge {name}: {error}. {_take_back(host)}") from error
+        raise BridgeError(f"bridge {name}: {error}. {change.take_back(host)}") from error
 
 
 def run(argv: Sequence[str]) -> Answer:

@@ -103,7 +103,7 @@ def inventory(kvmfleet):
         assert down.returncode == 0, down.stderr
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def on(kvmfleet):
     """Runs a command as root on a host of the lab; gives what it printed."""
     return lambda host, command: _on(kvmfleet, host, command)
