@@ -77,7 +77,7 @@ def _explained(check: Check, case: Case, blame: Mapping[str, str], *, powerless:
     finding = check.finding(case)
     culprits = (blame[name] for name in check.explained_by if name in blame)
     culprit = next((name for name in culprits if name not in powerless), "")
-    if culprit and finding.status == "fail":
+    if culprit and finding.status in ("fail", "warn"):
         return msgspec.structs.replace(finding, status="skip", cause=culprit)
     return finding
 

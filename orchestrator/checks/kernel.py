@@ -210,6 +210,7 @@ def _device(name: str, purpose: str, *, required: bool) -> Check:
         f"kernel.{name}",
         f"The kernel has {name}",
         sections=("kernel", "system"),
+        explained_by=("contract.present",),
         proves=f"The kernel offers {name}: {purpose}.",
         how="/proc/modules, /sys/module and /proc/misc. A device node alone says nothing, it may be static.",
         todo=f"`modprobe {name}`. A container shares the kernel of the machine below: load it there.",

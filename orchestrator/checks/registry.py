@@ -73,9 +73,9 @@ class Topic(msgspec.Struct, frozen=True, kw_only=True):
 class Check(Topic, frozen=True, kw_only=True):
     """A topic that evidence decides.
 
-    A check is skipped when one of `requires` failed. One of `explained_by` that failed turns only a failure of this
-    check into a skip: what passed all the same, passed. In the profiles `warns_in` a failure is a warning; the judge
-    does that.
+    A check is skipped when one of `requires` failed. One of `explained_by` that failed turns only a failure or a
+    warning of this check into a skip: what passed all the same, passed. In the profiles `warns_in` a failure is a
+    warning; the judge does that.
     """
 
     sections: tuple[str, ...]  # of the evidence; one that could not be collected makes the finding an error

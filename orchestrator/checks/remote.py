@@ -125,6 +125,7 @@ def _canonical(name: str) -> str:
     "TLS works, to this host and from it",
     sections=("remote",),
     requires=("remote.sockets", "remote.certificate"),
+    explained_by=("libvirt.connect",),
     proves="This host's libvirt lets the host's own certificate in, and so does the libvirt of every peer: guests can "
     "migrate there.",
     how="A whole handshake with the host's certificate, from this host to its own port and to at most 16 of its "

@@ -90,6 +90,7 @@ def user(case: Case) -> Finding:
     "QEMU runs in its sandbox",
     sections=("security", "libvirt"),
     requires=("contract.present",),
+    explained_by=("libvirt.settings",),
     proves="The kernel refuses QEMU the system calls that no guest needs.",
     how="seccomp_sandbox in qemu.conf, and whether the kernel filters the system calls of every QEMU that runs.",
     todo=f"Not set: {PROVISION} A guest without it: end and start it.",

@@ -239,7 +239,7 @@ def inodes(case: Case) -> Finding:
     "QEMU can use the storage pools",
     sections=("storage",),
     requires=("storage.reach", "storage.active"),
-    explained_by=("storage.space", "storage.inodes"),
+    explained_by=("storage.equal", "storage.space", "storage.inodes"),
     proves="The user that QEMU runs as passes through to each pool of files, writes and reads a file there.",
     how="The collector makes a file without a name in the folder, gives it to that user as libvirt would, becomes the "
     "user, writes, reads. Nothing is left behind.",

@@ -15,7 +15,9 @@ NEEDED = ("relaxed", "vapic", "spinlocks")
 DISTRIBUTED = ("rhel", "centos", "almalinux", "rocky", "ol")  # they have a package virtio-win
 
 
-def _readiness(id: str, title: str, *, proves: str, how: str, todo: str) -> Callable[[Look], Check]:
+def _readiness(
+    id: str, title: str, *, explained_by: tuple[str, ...], proves: str, how: str, todo: str
+) -> Callable[[Look], Check]:
     """A check that passes with what is there, warns where the contract asks for Windows, and is silent elsewhere."""
 
     def make(look: Look) -> Check:
@@ -28,7 +30,14 @@ def _readiness(id: str, title: str, *, proves: str, how: str, todo: str) -> Call
             return warned(f"not ready for Windows guests: {lacks}", expected=title, seen=lacks, fix=todo)
 
         return check(
-            id, title, sections=("windows",), requires=("libvirt.connect",), proves=proves, how=how, todo=todo
+            id,
+            title,
+            sections=("windows",),
+            requires=("libvirt.connect",),
+            explained_by=explained_by,
+            proves=proves,
+            how=how,
+            todo=todo,
         )(find)
 
     return make
@@ -37,6 +46,7 @@ def _readiness(id: str, title: str, *, proves: str, how: str, todo: str) -> Call
 @_readiness(
     "windows.q35",
     "Guests can have a q35 machine",
+    explained_by=("qemu.binary", "qemu.kvm"),
     proves="libvirt offers the machine with PCI Express and SMM, which secure boot needs.",
     how=f"{OFFERED}.",
     todo="Install the distribution's QEMU for x86_64.",
@@ -48,6 +58,7 @@ def q35(found: Windows) -> tuple[str, str]:
 @_readiness(
     "windows.firmware",
     "Guests can have secure boot",
+    explained_by=("qemu.binary", "qemu.kvm", "qemu.firmware"),
     proves="There is UEFI firmware with secure boot in which Microsoft's keys are enrolled, and libvirt can select it.",
     how=f"{OFFERED}; and firmware descriptors with the features secure-boot and enrolled-keys, whose files are there.",
     todo="Install the package ovmf or edk2-ovmf, as the distribution calls it.",
@@ -61,6 +72,7 @@ def firmware(found: Windows) -> tuple[str, str]:
 @_readiness(
     "windows.tpm",
     "Guests can have a TPM 2.0",
+    explained_by=("qemu.binary", "qemu.kvm", "qemu.tpm"),
     proves="libvirt can give a guest an emulated TPM 2.0, which Windows 11 demands.",
     how=f"{OFFERED}: backend emulator, version 2.0. Where libvirt tells no version, swtpm's is 2.0.",
     todo="Install swtpm and swtpm-tools, then restart the libvirt daemon: it looks only once.",
@@ -77,6 +89,7 @@ def tpm(found: Windows) -> tuple[str, str]:
 @_readiness(
     "windows.hyperv",
     "Guests can have Hyper-V enlightenments",
+    explained_by=("qemu.binary", "libvirt.kvm"),
     proves="KVM offers the interfaces with which Windows keeps time and waits for locks without wasting the processor.",
     how=f"{OFFERED}: {', '.join(NEEDED)} at least. Where libvirt tells of none of this, that is what lacks.",
     todo="They come with KVM on x86_64: make the checks of kvm pass first.",

@@ -20,6 +20,7 @@ class Case(msgspec.Struct, frozen=True):
     why: str
     summary: str  # must be part of the finding's summary
     fix: str = ""  # must be part of its fix
+    cause: str = ""  # the check because of which it was skipped
     profile: Profile = "production"
     evidence: dict[str, Any] = {}  # JSON merge patches (RFC 7396) of base.json
     contract: dict[str, Any] = {}

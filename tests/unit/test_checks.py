@@ -23,6 +23,7 @@ def test_a_check_finds_what_its_evidence_shows(path: Path) -> None:
     assert found.status == path.stem.split("-")[0], found
     assert case.summary in found.summary
     assert case.fix in found.fix
+    assert case.cause == found.cause or not case.cause
 
 
 @pytest.mark.parametrize("check", catalogue(), ids=lambda check: check.id)

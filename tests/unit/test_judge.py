@@ -134,6 +134,16 @@ def test_a_removed_package_is_the_cause_of_a_missing_qemu() -> None:
     assert by_check(judgement)["qemu.tpm"].cause == "contract.packages"
 
 
+def test_what_is_only_a_warning_has_the_same_cause_as_a_failure() -> None:
+    evidence = host(
+        {"qemu": {"swtpm": "", "swtpm_version": ""}, "windows": {"tpm_backends": ["passthrough"]}},
+        {"qemu": {"windows": True}},
+    )
+    judgement = judged(evidence)
+    assert by_check(judgement)["windows.tpm"].cause == "qemu.tpm"
+    assert [finding.check for finding in judgement.findings if finding.status in ("fail", "warn")] == ["qemu.tpm"]
+
+
 def test_what_passed_all_the_same_is_not_explained_away() -> None:
     judgement = judged(host({"packages": {"libvirt-daemon-system": ""}}))
     assert by_check(judgement)["qemu.binary"].status == "pass"
