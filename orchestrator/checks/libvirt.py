@@ -64,6 +64,9 @@ def daemon(case: Case) -> Finding:
         return failed(
             f"{FAMILIES[wanted]} failed, its socket is closed", expected="listening", seen="failed", fix=again
         )
+    if not active and (masked := [name for name in (socket, service) if units.get(name, Unit()).load == "masked"]):
+        unmask = f"Run `systemctl unmask {' '.join(masked)} && systemctl enable --now {socket}`."
+        return failed(f"masked: {', '.join(masked)}", expected="listening", seen="masked", fix=unmask)
     if not active:
         summary = f"{FAMILIES[wanted]} is stopped, and its socket too"
         return failed(summary, expected="listening", seen="inactive", fix=start)
@@ -82,7 +85,8 @@ def daemon(case: Case) -> Finding:
     requires=("libvirt.daemon",),
     proves="Every socket of the contract listens, and it and every service is enabled for the next boot.",
     how="ActiveState and UnitFileState of the contract's units; without a contract, of the family's main socket.",
-    todo="`systemctl enable --now UNIT`; a masked unit needs `systemctl unmask UNIT` first.",
+    todo="`systemctl enable --now UNIT`; a masked unit needs `systemctl unmask UNIT` first. A socket does not start "
+    "while its service runs: stop that before; guests go on.",
 )
 def sockets(case: Case) -> Finding:
     wish, units = case.wishes.libvirt, case.evidence.libvirt.units
@@ -96,8 +100,19 @@ def sockets(case: Case) -> Finding:
     if not deaf and not forgotten:
         return passed(f"{len(listening)} sockets listen and come back after a boot")
     problems = [f"{name} does not listen" for name in deaf] + [f"{name} is not enabled" for name in forgotten]
-    names = " ".join(dict.fromkeys(deaf + forgotten))
-    return failed("; ".join(problems), expected="active, enabled", fix=f"Run `systemctl enable --now {names}`.")
+    names = list(dict.fromkeys(deaf + forgotten))
+    return failed("; ".join(problems), expected="active, enabled", fix=_how_to_listen(case, names, deaf))
+
+
+def _how_to_listen(case: Case, names: list[str], deaf: list[str]) -> str:
+    """A socket does not start while its service runs, so that is stopped first: but not virtlogd or virtlockd."""
+    units = case.evidence.libvirt.units
+    masked = [name for name in names if units.get(name, Unit()).load == "masked"]
+    services = [re.sub(r"(-ro|-admin)?\.socket$", ".service", name) for name in deaf if not name.startswith("virtlo")]
+    busy = [service for service in dict.fromkeys(services) if units.get(service, Unit()).active == "active"]
+    steps = {"unmask": masked, "stop": busy, "enable --now": names}
+    commands = " && ".join(f"systemctl {verb} {' '.join(which)}" for verb, which in steps.items() if which)
+    return f"Run `{commands}`." + (" Guests keep running." if busy else "")
 
 
 @check(
