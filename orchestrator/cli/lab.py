@@ -32,6 +32,20 @@ def _complete_lab_host(_context: click.Context, _parameter: click.Parameter, typ
     return [host.name for lab in labs for host in lab.hosts if host.name.startswith(typed)]
 
 
+def _complete_fault(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
+    from orchestrator.lab.faults import catalogue
+
+    return [fault.id for fault in catalogue.catalogue() if fault.id.startswith(typed)]
+
+
+def _complete_fault_of_host(context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
+    from orchestrator.lab import record
+
+    labs = [lab for name in record.names() if (lab := record.read(name))]
+    hosts = [host for lab in labs for host in lab.hosts if host.name == context.params.get("host")]
+    return [fault for host in hosts for fault in host.faults if fault.startswith(typed)]
+
+
 lab_argument = click.argument("name", metavar="[LAB]", default="lab", shell_complete=_complete_lab)
 
 
@@ -196,6 +210,47 @@ def lab_console(host: str, follow: bool) -> None:
 
     for text in labs.console(labs.lab_of(host), host, follow=follow):
         click.echo(printable_lines(text), nl=text.endswith("\n"))
+
+
+@lab.command("break")
+@click.argument("host", required=False, shell_complete=_complete_lab_host)
+@click.argument("fault", required=False, shell_complete=_complete_fault)
+@click.option("--list", "listed", is_flag=True, help="Only tell which faults there are.")
+@click.option("--json", "as_json", is_flag=True, help="With --list: as JSON.")
+def lab_break(host: str | None, fault: str | None, listed: bool, as_json: bool) -> None:
+    """Break a host of a lab on purpose, so that a check fails. `lab heal` takes it back."""
+    from orchestrator.lab import drills
+    from orchestrator.lab.faults import catalogue
+
+    if listed:
+        if host:
+            raise UsageError("--list tells of all faults, whatever the host.", hint="Leave out the host, or --list.")
+        if as_json:
+            print_json(catalogue.catalogue())
+        else:
+            from orchestrator.report import lab as lab_report
+
+            console().print(lab_report.faults(catalogue.catalogue()))
+        return
+    if as_json:
+        raise UsageError("--json is of the list.", hint="Add --list.")
+    if not host or not fault:
+        what = "fault to break it with" if host else "host to break"
+        raise UsageError(f"Which {what}?", hint="kvmfleet lab break HOST FAULT; --list shows the faults.")
+    with steps() as progress:
+        drills.inject(host, fault, progress=progress)
+
+
+@lab.command("heal")
+@click.argument("host", shell_complete=_complete_lab_host)
+@click.argument("fault", required=False, shell_complete=_complete_fault_of_host)
+def lab_heal(host: str, fault: str | None) -> None:
+    """Take back a fault of a host, or without FAULT all that it was broken with."""
+    from orchestrator.lab import drills
+
+    with steps() as progress:
+        if not drills.heal(host, fault, progress=progress):
+            progress(f"{host}: nothing of it was broken")
 
 
 @lab.command("down")

@@ -30,6 +30,8 @@ from orchestrator.lab.vm import Vm
 __all__ = [
     "HostStatus",
     "LabStatus",
+    "alone",
+    "ask",
     "chosen",
     "console",
     "down",
@@ -37,6 +39,7 @@ __all__ = [
     "harvest",
     "lab_of",
     "reboot",
+    "running",
     "ssh_argv",
     "status",
     "up",
@@ -62,6 +65,7 @@ class HostStatus(msgspec.Struct, frozen=True):
     system: str
     image: str
     uptime_s: float | None = None
+    faults: tuple[str, ...] = ()  # it was broken with, and not healed
 
 
 class LabStatus(msgspec.Struct, frozen=True):
@@ -250,15 +254,28 @@ def _await(lab: Lab, host: LabHost, provider: Provider, *, booted_before: str = 
 def _introduce(lab: Lab, host: LabHost, booted_before: str) -> str:
     """Tells a host the names of all hosts, which proves ssh and sudo as well; "" or why it did not work."""
     try:
-        told = _ask(lab, host, f"cat {_BOOT_ID}; sudo -n tee /etc/hosts", stdin=access.hosts_file(lab))
+        told = ask(lab, host, f"cat {_BOOT_ID}; sudo -n tee /etc/hosts", stdin=access.hosts_file(lab))
     except LabError as e:
         return e.hint or e.message
     return "it has not gone down yet" if booted_before and told.startswith(booted_before) else ""
 
 
-def _ask(lab: Lab, host: LabHost, command: str, *, stdin: str | None = None, ok: tuple[int, ...] = (0,)) -> str:
+def ask(
+    lab: Lab,
+    host: LabHost,
+    command: str,
+    *,
+    stdin: str | None = None,
+    timeout_s: float = 30,
+    ok: tuple[int, ...] = (0,),
+) -> str:
+    """Runs a command as the lab's user on a host; gives what it printed.
+
+    Raises:
+        LabError: It ended with another code, the end of what it said is the hint; or there was no connection, 255.
+    """
     argv = ["ssh", "-F", str(lab.ssh_config), "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", host.name]
-    return run([*argv, command], stdin=stdin, timeout_s=30, ok=ok)
+    return run([*argv, command], stdin=stdin, timeout_s=timeout_s, ok=ok)
 
 
 def _console(lab: Lab, host: LabHost) -> str:
@@ -308,16 +325,22 @@ def _host_status(lab: Lab, host: LabHost, provider: Provider) -> HostStatus:
         system=host.system,
         image=host.image,
         uptime_s=None if started_s is None else max(0.0, time.time() - started_s),
+        faults=host.faults,
     )
 
 
 def ssh_argv(name: str, host: str, command: Sequence[str] = ()) -> list[str]:
     """The ssh that logs in to a host, or runs a command there (joined with spaces, as ssh does)."""
-    lab, target = _running(name, host)
+    lab, target = running(name, host)
     return ["ssh", "-F", str(lab.ssh_config), target.name, *command]
 
 
-def _running(name: str, host: str) -> tuple[Lab, LabHost]:
+def running(name: str, host: str) -> tuple[Lab, LabHost]:
+    """A host that runs, and its lab.
+
+    Raises:
+        LabError: It does not run, or there is none.
+    """
     lab = find(name)
     target = lab.host(host)
     if _provider(lab.provider).started_at_s(lab, target) is None:
@@ -352,13 +375,13 @@ def reboot(name: str, host: str, *, progress: Progress) -> None:
         LockedError: Somebody changes the lab, or provisions this host.
         LabError: It does not come back.
     """
-    lab, target = _running(name, host)
+    lab, target = running(name, host)
     provider = _provider(lab.provider)
-    with tree.hold(lab.folder, wait=False), lock.hold(Fleet((_fleet_host(target),), ()), "lab reboot"):
+    with alone(lab, target, "lab reboot"):
         progress(f"{host}: rebooting")
         try:
-            before = _ask(lab, target, f"cat {_BOOT_ID}")
-            _ask(lab, target, "sudo -n systemctl reboot", ok=(0, 255))  # 255: the connection went down with it
+            before = ask(lab, target, f"cat {_BOOT_ID}")
+            ask(lab, target, "sudo -n systemctl reboot", ok=(0, 255))  # 255: the connection went down with it
         except LabError as e:
             progress(f"{host}: it does not obey ({e.hint or e.message}), so it is stopped and started")
             provider.stop(lab, (target,), grace_s=_STOP_GRACE_S)
@@ -366,6 +389,17 @@ def reboot(name: str, host: str, *, progress: Progress) -> None:
             before = ""
         _await(lab, target, provider, booted_before=before)
         progress(f"{host}: answers at {target.ssh_at}")
+
+
+@contextlib.contextmanager
+def alone(lab: Lab, host: LabHost, command: str) -> Iterator[None]:
+    """Nobody else changes the lab, or provisions this host, meanwhile.
+
+    Raises:
+        LockedError: Somebody does.
+    """
+    with tree.hold(lab.folder, wait=False), lock.hold(Fleet((_fleet_host(host),), ()), command):
+        yield
 
 
 def harvest(lab: Lab) -> int:

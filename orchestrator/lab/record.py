@@ -44,6 +44,7 @@ _FIRST_HOST = 10  # host n has the n-th address after it; the gateway has the fi
 class LabHost(msgspec.Struct, frozen=True):
     """One host as it was planned. `image` is the key of the image that it was made from, "" until it is made.
 
+    `faults` are those that it was broken with and not healed from, written down before the first step is taken.
     `address` is the one in the lab's network. `port` is where ssh is forwarded from on this machine's loopback; 0 where
     this machine is in that network itself.
     """
@@ -54,6 +55,7 @@ class LabHost(msgspec.Struct, frozen=True):
     address: str
     image: str = ""
     port: int = 0
+    faults: tuple[str, ...] = ()
 
     @property
     def ssh_address(self) -> str:

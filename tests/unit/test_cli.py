@@ -22,6 +22,8 @@ from orchestrator.cli.main import cli, main
 from orchestrator.cli.options import PROFILES, BootType
 from orchestrator.cli.output import Output, Reports
 from orchestrator.errors import Interrupted, KvmfleetError
+from orchestrator.lab import record
+from orchestrator.lab.record import Lab, LabHost
 from orchestrator.model import Boot, Collected, Drift, Finding, HostConverged, HostDrift, HostResult, Judgement, Profile
 from orchestrator.rollout import Run
 from orchestrator.store import Store
@@ -98,6 +100,12 @@ def state(monkeypatch, tmp_path):
         (["explain", "kvm.exce"], "Did you mean kvm.exec"),
         (["completion", "tcsh"], "'tcsh' is not one of"),
         (["lab", "ssh"], "Missing argument 'HOST'"),
+        (["lab", "heal"], "Missing argument 'HOST'"),
+        (["lab", "break"], "Which host to break?"),
+        (["lab", "break", "lab-1"], "Which fault to break it with?"),
+        (["lab", "break", "lab-1", "kvm-gone", "--list"], "Leave out the host"),
+        (["lab", "break", "--json"], "Add --list"),
+        (["lab", "break", "lab-1", "kvm-gon"], "Did you mean kvm-gone"),
     ],
 )
 def test_a_mistake_on_the_command_line_exits_1_and_says_what_it_was(run, arguments, says):
@@ -166,14 +174,39 @@ def test_completion_prints_a_script_for_each_shell(run, shell, word):
     assert word in out
 
 
-def test_completion_offers_checks():
+def completed(typed):
+    """What completion offers for the last word."""
     environment = os.environ | {
         "_KVMFLEET_COMPLETE": "bash_complete",
-        "COMP_WORDS": "kvmfleet explain kvm.e",
-        "COMP_CWORD": "2",
+        "COMP_WORDS": f"kvmfleet {typed}",
+        "COMP_CWORD": str(len(typed.split(" "))),
     }
     done = subprocess.run(COMMAND, env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines() == ["plain,kvm.exec"]
+    return [line.removeprefix("plain,") for line in done.stdout.splitlines() if line]
+
+
+def test_completion_offers_checks():
+    assert completed("explain kvm.e") == ["kvm.exec"]
+
+
+def test_completion_offers_hosts_and_faults_and_to_heal_only_what_is_broken(state):
+    host = LabHost("lab-1", 1, "debian-12", "192.0.2.11", faults=("kvm-gone",))
+    record.folder_of("lab").mkdir(parents=True)
+    record.write(Lab(name="lab", id="0", provider="container", subnet="192.0.2.0/24", created_at_s=0.0, hosts=(host,)))
+    assert completed("lab break l") == ["lab-1"]
+    assert completed("lab break lab-1 kvm-g") == ["kvm-gone"]
+    assert "kvm-root-only" in completed("lab break lab-1 kvm-")
+    assert completed("lab heal lab-1 kvm-") == ["kvm-gone"]
+    assert completed("lab heal lab-2 kvm-") == []
+
+
+def test_the_list_of_faults_is_for_people_and_for_programs(run):
+    code, out, _ = run("lab", "break", "--list")
+    assert code == 0
+    assert "kvm-root-only" in out
+    code, out, _ = run("lab", "break", "--list", "--json")
+    faults = {fault["id"]: fault for fault in json.loads(out)}
+    assert (code, faults["kvm-root-only"]["check"]) == (0, "kvm.permission")
 
 
 RESULT = HostResult("hv1", Judgement("proven", (Finding("kvm.exec", "pass", "works"),)), Collected("hv1", "ssh"))

@@ -1,0 +1,1 @@
+"""The catalogue of faults, one file for each group of checks."""
