@@ -61,6 +61,7 @@ def module(case: Case) -> Finding:
     "The modules come back after a boot",
     sections=("kernel",),
     requires=("contract.present",),
+    explained_by=("contract.files",),
     proves="After the next boot the modules are loaded again.",
     how="Each required module of the contract is builtin or listed in modules-load.d, /etc/modules or the command "
     "line, and not blacklisted.",
@@ -97,6 +98,7 @@ def _how_to_settle(case: Case, names: list[str]) -> str:
     "The modules have their options",
     sections=("kernel",),
     requires=("contract.present",),
+    explained_by=("contract.files",),
     proves="The options of the contract, such as nested, are active and will be after the next boot.",
     how="modprobe.d in the order of modprobe(8) for the next boot, /sys/module/NAME/parameters for now. "
     "Y and 1 are one value. A module that is built in has its options from the kernel's arguments.",

@@ -59,6 +59,7 @@ def _pool(wish: HugepagesWish) -> str:
     "The hugepages are reserved",
     sections=("tuning", "kernel", "system"),
     requires=("contract.present",),
+    explained_by=("contract.files",),
     proves="The pages of the contract are there for guests, of their size and on their node, mounted where libvirt "
     "finds them, and will be after the next boot.",
     how="/sys/kernel/mm/hugepages, or the node's; /proc/mounts; for the next boot the lines of the enabled "
@@ -94,6 +95,7 @@ def hugepages(case: Case) -> Finding:
     "Transparent hugepages are as asked for",
     sections=("tuning", "system"),
     requires=("contract.present",),
+    explained_by=("contract.files",),
     proves="The kernel makes huge pages of ordinary memory as the contract says, and will after the next boot.",
     how="The chosen words in /sys/kernel/mm/transparent_hugepage; for the next boot kvmfleet-tuning.service, which "
     "comes after the kernel's arguments and wins.",
@@ -119,6 +121,7 @@ def thp(case: Case) -> Finding:
     "KSM is as asked for",
     sections=("tuning", "system"),
     requires=("contract.present",),
+    explained_by=("contract.files",),
     proves="Equal pages of guests are merged by the one who should, or by nobody and none is left merged.",
     how="/sys/kernel/mm/ksm, the services ksm and ksmtuned, and the enabled kvmfleet-tuning.service for the next boot.",
     todo=f"{PROVISION} Pages that stay merged need memory to be taken apart: end guests and provision, or reboot.",
@@ -157,6 +160,7 @@ def _service(tuning: Tuning, name: str, *, on: bool) -> tuple[list[str], list[st
     "The kernel's settings are as asked for",
     sections=("tuning", "system"),
     requires=("contract.present",),
+    explained_by=("contract.files",),
     proves="Every sysctl of the contract is live, and no file sets it to something else at the next boot.",
     how="/proc/sys for now; for the next boot sysctl.d in the order of systemd-sysctl(8), where the last file wins. "
     "net.bridge.bridge-nf-call-* may be absent where it is to be 0: without its module nothing is filtered.",
@@ -200,6 +204,7 @@ def _same(found: str | None, wished: str) -> bool:
     "The governor is as asked for",
     sections=("tuning", "system"),
     requires=("contract.present",),
+    explained_by=("contract.files",),
     proves="Every processor has the governor of the contract, and gets it again at the next boot.",
     how="/sys/devices/system/cpu/cpufreq, and the enabled kvmfleet-tuning.service for the next boot. Where the kernel "
     "does not scale frequencies, as in most virtual machines, firmware or hypervisor decides.",
