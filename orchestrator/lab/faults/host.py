@@ -64,6 +64,13 @@ FAULTS = (
         heal="DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends swtpm",
     ),
     Fault(
+        id="disk-full",
+        says="The file system with the logs is full.",
+        check="upkeep.disk",
+        inject="mount -t tmpfs -o size=4m drill /var/log\nhead -c 5000000 /dev/zero > /var/log/filler || true",
+        heal="mountpoint -q /var/log && umount --lazy /var/log || true",
+    ),
+    Fault(
         id="file-edited",
         says="Somebody wrote into a file that the provision manages.",
         check="contract.files",

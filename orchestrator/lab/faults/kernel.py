@@ -181,4 +181,41 @@ FAULTS = (
         providers=VM,
         why=SHARED,
     ),
+    Fault(
+        id="tun-node-gone",
+        says="There is no /dev/net/tun.",
+        check="kernel.devices",
+        inject="umount /dev/net/tun 2>/dev/null || true; rm /dev/net/tun",
+        heal="[ -e /dev/net/tun ] || mknod -m 0666 /dev/net/tun c 10 200",
+    ),
+    Fault(
+        id="processor-offline",
+        says="Somebody took a processor off line.",
+        check="cpu.online",
+        inject="echo 0 > /sys/devices/system/cpu/cpu1/online",
+        heal="echo 1 > /sys/devices/system/cpu/cpu1/online",
+        providers=VM,
+        why=SHARED,
+    ),
+    Fault(
+        id="interrupts-unsafe",
+        says="A file of modprobe.d lets guests with a device send the host any interrupt, from the next boot on.",
+        check="iommu.unsafe",
+        inject=f"echo options vfio_iommu_type1 allow_unsafe_interrupts=1 > {OPTIONS}",
+        heal=f"rm -f {OPTIONS}",
+        providers=VM,
+        why=SHARED,
+    ),
+    Fault(
+        id="clock-wrong",
+        says="The clock is an hour ahead, and nobody sets it right.",
+        check="clock.offset",
+        inject="systemctl stop systemd-timesyncd.service chrony.service 2>/dev/null || true\n"
+        "date -s '+1 hour' >/dev/null",
+        heal="date -s '-1 hour' >/dev/null\n"
+        "for unit in systemd-timesyncd.service chrony.service; do\n"
+        "  if systemctl is-enabled --quiet $unit 2>/dev/null; then systemctl start $unit; fi\ndone",
+        providers=VM,
+        why="a container has the clock of this machine",
+    ),
 )

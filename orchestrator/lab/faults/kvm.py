@@ -84,6 +84,16 @@ FAULTS = (
         heal=_restored(QEMU),
     ),
     Fault(
+        id="qemu-of-somebody-else",
+        says="The emulator is of another version than its package.",
+        check="qemu.version",
+        inject=_replaced(
+            QEMU,
+            f'if [ "\\$*" = --version ]; then echo QEMU emulator version 99.1.0; else exec {QEMU}.drill "\\$@"; fi',
+        ),
+        heal=_restored(QEMU),
+    ),
+    Fault(
         id="qemu-without-kvm",
         says="The emulator was built without KVM.",
         check="qemu.kvm",

@@ -12,6 +12,8 @@ LISTEN = f"systemctl stop libvirtd.service; systemctl start {SOCKETS}; {OTHERS}"
 """A socket does not start while its service runs."""
 
 DAEMON, QEMU = "/etc/libvirt/libvirtd.conf", "/etc/libvirt/qemu.conf"
+PROGRAM = "/usr/sbin/libvirtd"
+PID = "pid=$(systemctl show -P MainPID libvirtd.service)"
 RUNNING = "virsh -c qemu:///system version >/dev/null"  # wakes an idle daemon
 OTHER_FAMILY = "/etc/systemd/system/virtqemud.socket /etc/systemd/system/virtqemud.service"
 
@@ -76,6 +78,46 @@ systemctl daemon-reload""",
         check="libvirt.connect",
         inject="rm /run/libvirt/libvirt-sock",
         heal=f"systemctl stop libvirtd.service {SOCKETS}; {LISTEN}",
+    ),
+    Fault(
+        id="libvirt-hung",
+        says="The daemon hangs: its socket takes connections, and nobody answers.",
+        check="libvirt.connect",
+        inject=f"{RUNNING}; systemctl kill --signal=STOP libvirtd.service",
+        heal="systemctl kill --signal=CONT libvirtd.service",
+    ),
+    Fault(
+        id="libvirt-replaced",
+        says="The daemon's program was replaced, as by an upgrade, and the old one still runs.",
+        check="libvirt.current",
+        inject=f"{RUNNING}; keep {PROGRAM}; cp -a {PROGRAM} {PROGRAM}.new; mv -f {PROGRAM}.new {PROGRAM}",
+        heal=f"back {PROGRAM}; {LISTEN}",
+    ),
+    Fault(
+        id="libvirt-few-files",
+        says="The daemon may open so few more files that it starts no guest.",
+        check="limits.files",
+        inject=f"{RUNNING}; {PID}\nprlimit --pid $pid --nofile=$(($(ls /proc/$pid/fd | wc -l) + 8))",
+        heal=LISTEN,
+    ),
+    Fault(
+        id="unit-failed",
+        says="A unit of QEMU's failed.",
+        check="upkeep.units",
+        inject="systemd-run --quiet --wait --unit=qemu-drill false || systemctl is-failed --quiet qemu-drill.service",
+        heal="systemctl reset-failed qemu-drill.service || true",
+    ),
+    Fault(
+        id="libvirt-old-library",
+        says="A library was replaced, as by an upgrade, and the daemon still runs with the old one.",
+        check="upkeep.libraries",
+        inject=f"""\
+{RUNNING}; {PID}
+libraries() {{ sed -n 's|.* r-xp .* \\(/[^ ]*[.]so[^ ]*\\)$|\\1|p' /proc/$1/maps | sort -u; }}
+libraries "$(systemctl show -P MainPID virtlogd.service)" > $kept/others 2>/dev/null || true
+library=$(libraries $pid | grep -v libvirt | grep -vxFf $kept/others | head -n 1)
+cp -a "$library" "$library.new"; mv -f "$library.new" "$library\"""",
+        heal=LISTEN,
     ),
     Fault(
         id="libvirt-does-not-start",

@@ -6,6 +6,8 @@ from orchestrator.lab.faults.fault import Fault
 
 VIRSH = "virsh -q -c qemu:///system"
 NETWORK, BRIDGE = ("networks",), ("bridges",)
+LINK = f'{VIRSH} net-info "$1" | sed -n "s/^Bridge: *//p" > $kept/bridge; bridge=$(cat $kept/bridge)'
+RESTART = f'{VIRSH} net-destroy "$1" || true; {VIRSH} net-start "$1"'
 EDIT = "s|</network>|<domain name='edited.example'/></network>|"
 DUMP = f'{VIRSH} net-dumpxml --inactive "$1" > $kept/network.xml'
 AGAIN = f'{VIRSH} net-define $kept/network.xml; {VIRSH} net-autostart "$1"'
@@ -61,6 +63,67 @@ FAULTS = (
         heal=f"""\
 {VIRSH} net-update "$1" delete dns-txt "<txt name='drill.example' value='drill'/>" --live || true""",
         needs=NETWORK,
+    ),
+    Fault(
+        id="network-bridge-gone",
+        says="The bridge of a network that runs was deleted.",
+        check="network.link",
+        inject=f"{LINK}; ip link delete $bridge",
+        heal=RESTART,
+        needs=NETWORK,
+    ),
+    Fault(
+        id="network-bridge-down",
+        says="The bridge of a network that runs is down.",
+        check="network.link",
+        inject=f"{LINK}; ip link set $bridge down",
+        heal="ip link set $(cat $kept/bridge) up",
+        needs=NETWORK,
+    ),
+    Fault(
+        id="forwarding-off",
+        says="The host does not forward packets any more.",
+        check="network.forwarding",
+        inject="sysctl -q -w net.ipv4.ip_forward=0",
+        heal="sysctl -q -w net.ipv4.ip_forward=1",
+        needs=NETWORK,
+    ),
+    Fault(
+        id="rules-flushed",
+        says="Somebody flushed the firewall, and libvirt's rules with it.",
+        check="network.firewall",
+        inject="iptables -F; iptables -t nat -F",
+        heal="systemctl restart libvirtd.service",
+        needs=NETWORK,
+    ),
+    Fault(
+        id="dnsmasq-killed",
+        says="The dnsmasq of a network was killed: guests get no addresses.",
+        check="network.dnsmasq",
+        inject='kill "$(cat /run/libvirt/network/$1.pid)"; sleep 0.3',
+        heal=RESTART,
+        needs=NETWORK,
+    ),
+    Fault(
+        id="route-elsewhere",
+        says="A route leads addresses of a network's guests to another device.",
+        check="network.collisions",
+        inject=f"{LINK}\nsubnet=$(ip -o -4 route show dev $bridge scope link | cut -d ' ' -f 1)\n"
+        "ip link add kvmf-drill type bridge; ip link set kvmf-drill up\n"
+        "ip route add $subnet dev kvmf-drill metric 50",
+        heal="ip link delete kvmf-drill || true",
+        needs=NETWORK,
+    ),
+    Fault(
+        id="bridge-mtu",
+        says="A bridge of the host lets in larger packets than its port takes.",
+        check="network.mtu",
+        inject="""\
+ip link add kvmf-drill type veth peer name kvmf-drill2
+ip link set kvmf-drill mtu 1400 master "$1" up; ip link set kvmf-drill2 mtu 1400 up
+ip link set "$1" mtu 1500""",
+        heal="ip link delete kvmf-drill || true",
+        needs=BRIDGE,
     ),
     Fault(
         id="bridge-gone",

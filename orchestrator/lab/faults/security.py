@@ -5,7 +5,8 @@ from __future__ import annotations
 from orchestrator.lab.faults.fault import Fault
 from orchestrator.lab.faults.libvirt import QEMU
 
-EMULATOR = "/usr/bin/qemu-system-x86_64 -machine none -nodefaults -display none"
+PROGRAM = "/usr/bin/qemu-system-x86_64"
+EMULATOR = f"{PROGRAM} -machine none -nodefaults -display none"
 UNIT = "kvmfleet-drill-guest"
 GUEST = f"systemd-run --quiet --collect --unit={UNIT} --property=SuccessExitStatus=143"
 LISTENER = """\
@@ -38,6 +39,28 @@ FAULTS = (
         inject=f"keep {QEMU}; sed -i 's/^seccomp_sandbox *=.*/seccomp_sandbox = 0/' {QEMU}",
         heal=f"back {QEMU}",
         needs=("security/sandbox",),
+    ),
+    Fault(
+        id="guest-on-removed-qemu",
+        says="A guest runs on a QEMU that was replaced since.",
+        check="qemu.current",
+        inject=f"{GUEST} --uid=libvirt-qemu {EMULATOR} -sandbox on; sleep 0.3\n"
+        f"keep {PROGRAM}; cp -a {PROGRAM} {PROGRAM}.new; mv -f {PROGRAM}.new {PROGRAM}",
+        heal=f"systemctl stop {UNIT} || true; back {PROGRAM}",
+    ),
+    Fault(
+        id="qemu-conf-root",
+        says="QEMU's file tells libvirt to start guests as root, from the daemon's next start on.",
+        check="security.qemu_conf",
+        inject=f"keep {QEMU}; echo 'user = \"root\"' >> {QEMU}; touch -r $kept{QEMU} {QEMU}",
+        heal=f"back {QEMU}",
+    ),
+    Fault(
+        id="qemu-user-in-libvirt",
+        says="QEMU's user is in libvirt's group, so that a guest that breaks out becomes root.",
+        check="security.members",
+        inject="usermod -aG libvirt libvirt-qemu",
+        heal="gpasswd -d libvirt-qemu libvirt || true",
     ),
     Fault(
         id="socket-open-to-all",

@@ -80,10 +80,18 @@ FAULTS = (
     Fault(
         id="pool-full",
         says="A storage pool has no space left.",
-        check="storage.usable",
+        check="storage.space",
         inject='mode=$(stat -c %a "$2"); mount -t tmpfs -o size=8m,mode=$mode drill "$2"\n'
         f'head -c 8100000 /dev/zero > "$2/filler"; {VIRSH} pool-refresh "$1"',
         heal=f'{UNCOVER}; {VIRSH} pool-refresh "$1"',
+        needs=FOLDER,
+    ),
+    Fault(
+        id="pool-without-inodes",
+        says="A storage pool takes no new files, although there is space.",
+        check="storage.inodes",
+        inject='mount -t tmpfs -o nr_inodes=2,mode=$(stat -c %a "$2") drill "$2"; touch "$2/filler" || true',
+        heal=UNCOVER,
         needs=FOLDER,
     ),
     Fault(
