@@ -281,6 +281,8 @@ def test_nothing_is_left_of_an_up_that_was_killed_while_it_made_its_network(stat
             up.send_signal(signal.SIGKILL)
         early, folder = labs.record.read("early"), labs.record.folder_of("early")
         if folder.exists():
+            with tree.hold(folder, wait=True):  # which a child of it has until it executes something
+                pass
             hits += any(trace.startswith("interface") for trace in labs.down("early", progress=quiet))
         assert left_behind(early.id if early else str(folder), folder) == []
         delay_s *= 1.1
