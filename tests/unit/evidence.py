@@ -9,7 +9,18 @@ from typing import Any
 import msgspec
 
 from orchestrator.judge import judge, read_contract
-from orchestrator.model import Contract, Evidence, Judgement, Profile
+from orchestrator.model import (
+    Accel,
+    Clock,
+    Contract,
+    Evidence,
+    Judgement,
+    Limits,
+    Memory,
+    Profile,
+    Security,
+    Upkeep,
+)
 
 FOLDER = Path(__file__).parents[1] / "evidence"
 
@@ -50,3 +61,22 @@ def host(evidence: Any = None, contract: Any = None) -> Evidence:
 def judged(evidence: Evidence, profile: Profile = "production") -> Judgement:
     contract: Contract | None = read_contract(evidence)
     return judge(evidence, contract, profile)
+
+
+def lasting(evidence: Evidence | None) -> Evidence:
+    """Without what differs from one moment to the next, on a machine on which other tests run."""
+    assert evidence
+    return msgspec.structs.replace(
+        evidence,
+        collected_at_s=0.0,
+        duration_ms=0.0,
+        asked_at_s=0.0,
+        heard_at_s=0.0,
+        clock=Clock(),
+        limits=Limits(),  # threads and files come and go
+        memory=Memory(),
+        processes=None,
+        qemu=msgspec.structs.replace(evidence.qemu, accel=Accel(evidence.qemu.accel.outcome)),  # without its time
+        security=Security(),  # its guests may be those of a test beside this one
+        upkeep=Upkeep(),
+    )

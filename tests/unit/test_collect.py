@@ -15,13 +15,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from evidence import lasting
 from loopback import SSHD, Sshd, make_key, sshd
 
 from orchestrator import payload
 from orchestrator.collect import ask_all, collect
 from orchestrator.collector.main import STEP
 from orchestrator.inventory import AnsibleOptions, Host
-from orchestrator.model import Boot, Collected, Evidence, Limits, Step, Upkeep
+from orchestrator.model import Boot, Collected, Evidence, Step
 from orchestrator.payload import MAX_BYTES
 from orchestrator.reach.question import Question
 
@@ -136,21 +137,7 @@ def test_the_collector_says_the_same_over_ssh_and_locally(honest: Sshd) -> None:
     here = msgspec.structs.replace(LOCAL, variables={"ansible_become": os.geteuid() == 0})
     over_ssh, locally = collect([honest.host(), here], AnsibleOptions(), boot=Boot("none"))
     assert over_ssh.problem == locally.problem == ""
-    assert normalised(over_ssh) == normalised(locally)
-
-
-def normalised(answer: Collected) -> Evidence:
-    assert answer.evidence
-    return msgspec.structs.replace(
-        answer.evidence,
-        collected_at_s=0.0,
-        duration_ms=0.0,
-        asked_at_s=0.0,
-        heard_at_s=0.0,
-        limits=Limits(),  # threads and files come and go
-        processes=None,
-        upkeep=Upkeep(),
-    )
+    assert lasting(over_ssh.evidence) == lasting(locally.evidence)
 
 
 def test_a_user_without_rights_is_reported_as_such_by_the_collector(honest: Sshd) -> None:

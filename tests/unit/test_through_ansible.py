@@ -14,12 +14,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from evidence import lasting
 from loopback import SSHD, Sshd, sshd
 
 from orchestrator import payload
 from orchestrator.collect import ask_all, collect
 from orchestrator.inventory import AnsibleOptions, load
-from orchestrator.model import Accel, Boot, Clock, Collected, Limits, Memory, Security, Upkeep
+from orchestrator.model import Boot
 from orchestrator.reach.question import Question
 
 pytestmark = [pytest.mark.ansible, pytest.mark.skipif(not SSHD, reason="openssh-server is not installed")]
@@ -61,26 +62,6 @@ def write(folder: Path, server: Sshd, hosts: str) -> Path:
     return file
 
 
-def normalised(answer: Collected) -> object:
-    """Evidence without what differs from one moment to the next."""
-    found = answer.evidence
-    assert found, answer.problem
-    return msgspec.structs.replace(
-        found,
-        collected_at_s=0.0,
-        duration_ms=0.0,
-        asked_at_s=0.0,
-        heard_at_s=0.0,
-        clock=Clock(),
-        limits=Limits(),  # threads and files come and go
-        memory=Memory(),
-        processes=None,
-        qemu=msgspec.structs.replace(found.qemu, accel=Accel(found.qemu.accel.outcome)),  # without its time
-        security=Security(),  # its guests may be those of a test beside this one
-        upkeep=Upkeep(),
-    )
-
-
 def test_all_three_ways_bring_the_same_evidence(server: Sshd, tmp_path: Path) -> None:
     hosts = f"""
 over-ssh:
@@ -97,7 +78,7 @@ local-ansible: {{ansible_connection: local, ansible_become_method: su}}
         ("locally", "local"),
         ("local-ansible", "ansible" if os.geteuid() == 0 else "local"),
     ]
-    first, *others = [msgspec.to_builtins(normalised(answer)) for answer in answers]
+    first, *others = [msgspec.to_builtins(lasting(answer.evidence)) for answer in answers]
     for other in others:
         assert {name: value for name, value in other.items() if first[name] != value} == {}
     sizes = {answer.bytes_sent for answer in answers}
