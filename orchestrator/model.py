@@ -637,6 +637,7 @@ class Tuning(msgspec.Struct, frozen=True):
     governors: Table = {}  # governor -> the processors that have it; empty without frequency scaling
     tuned_profile: Short = ""  # that tuned was told to use
     units: Annotated[dict[Short, Unit], msgspec.Meta(max_length=64)] = {}  # ours, ksm and tuned
+    unit_enabled: bool | None = None  # ours, that writes at boot; None where there is none
     at_boot: Table = {}  # file of /sys -> what our unit will write to it, {} when it is not enabled
     iommus: int = 0
     iommu_groups: int = 0

@@ -205,14 +205,15 @@ def _other_words(now: str, later: str, wished: Sequence[str]) -> list[str]:
     return [*gone, *(f"+{word}" for word in own[1] if word not in own[0] and word not in wished)]
 
 
-def _device(name: str, purpose: str, *, required: bool) -> Check:
-    """A check for a module that gives guests something beside KVM. `required` holds where the contract is silent."""
+def _device(name: str, purpose: str, *, required: bool, needs: str = "") -> Check:
+    """A check for a module that gives guests something beside KVM. `required` holds where the contract is silent;
+    `needs` is another module, without which it cannot be loaded."""
 
     @check(
         f"kernel.{name}",
         f"The kernel has {name}",
         sections=("kernel", "system"),
-        explained_by=("contract.present",),
+        explained_by=("contract.present", f"kernel.{needs}") if needs else ("contract.present",),
         proves=f"The kernel offers {name}: {purpose}.",
         how="/proc/modules, /sys/module and /proc/misc. A device node alone says nothing, it may be static.",
         todo=f"`modprobe {name}`. A container shares the kernel of the machine below: load it there.",
@@ -236,9 +237,9 @@ def _device(name: str, purpose: str, *, required: bool) -> Check:
     return look
 
 
-vhost_net = _device("vhost_net", "network packets of guests are moved inside the kernel", required=True)
-vhost_vsock = _device("vhost_vsock", "sockets between a guest and its host", required=False)
 tun = _device("tun", "network interfaces of guests", required=True)
+vhost_net = _device("vhost_net", "network packets of guests are moved inside the kernel", required=True, needs="tun")
+vhost_vsock = _device("vhost_vsock", "sockets between a guest and its host", required=False)
 
 
 # What does without the device: libvirt moves packets in QEMU instead, and only guests that ask for it get a vsock.
@@ -283,4 +284,4 @@ def devices(case: Case) -> Finding:
     return passed(f"opens: {opened}" + (f"; not handed to this container: {', '.join(kept)}" if kept else ""))
 
 
-CHECKS = (module, persist, options, cmdline, reboot, vhost_net, vhost_vsock, tun, devices)
+CHECKS = (module, persist, options, cmdline, reboot, tun, vhost_net, vhost_vsock, devices)

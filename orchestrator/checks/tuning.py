@@ -11,6 +11,7 @@ from orchestrator.model import Finding, Hugepages, HugepagesWish, Sysctl, Tuning
 MM = "/sys/kernel/mm"
 REBOOT = "Reboot when no guest runs."
 CONTAINER = "a container has the kernel of its host"
+ENABLE = "systemctl enable kvmfleet-tuning.service"
 
 
 def _both(case: Case) -> tuple[TuningWish, Tuning]:
@@ -36,6 +37,31 @@ def _at_boot(tuning: Tuning, path: str, value: str) -> list[str]:
     return [f"nothing sets {path} to {value}" if found is None else f"{path} becomes {found}, not {value}"]
 
 
+@check(
+    "tuning.boot",
+    "What is tuned is tuned again at boot",
+    sections=("tuning", "system"),
+    requires=("contract.present",),
+    explained_by=("contract.files",),
+    proves="The service that sets hugepages, THP, KSM and the governor is started at boot.",
+    how="The links to kvmfleet-tuning.service in /etc/systemd/system, where there is that service. What it sets is "
+    "the business of the check of each thing.",
+    todo=f"`{ENABLE}`",
+)
+def boot(case: Case) -> Finding:
+    enabled = case.evidence.tuning.unit_enabled
+    if enabled is None or case.evidence.system.container:
+        return not_applicable("nothing is asked for that a service sets" if enabled is None else CONTAINER)
+    if not enabled:
+        return failed(
+            "kvmfleet-tuning.service does not start at boot",
+            expected="enabled",
+            seen="disabled",
+            fix=f"Run `{ENABLE}`.",
+        )
+    return passed("kvmfleet-tuning.service starts at boot")
+
+
 # --- hugepages
 
 
@@ -59,7 +85,7 @@ def _pool(wish: HugepagesWish) -> str:
     "The hugepages are reserved",
     sections=("tuning", "kernel", "system"),
     requires=("contract.present",),
-    explained_by=("contract.files",),
+    explained_by=("contract.files", "tuning.boot"),
     proves="The pages of the contract are there for guests, of their size and on their node, mounted where libvirt "
     "finds them, and will be after the next boot.",
     how="/sys/kernel/mm/hugepages, or the node's; /proc/mounts; for the next boot the lines of the enabled "
@@ -95,7 +121,7 @@ def hugepages(case: Case) -> Finding:
     "Transparent hugepages are as asked for",
     sections=("tuning", "system"),
     requires=("contract.present",),
-    explained_by=("contract.files",),
+    explained_by=("contract.files", "tuning.boot"),
     proves="The kernel makes huge pages of ordinary memory as the contract says, and will after the next boot.",
     how="The chosen words in /sys/kernel/mm/transparent_hugepage; for the next boot kvmfleet-tuning.service, which "
     "comes after the kernel's arguments and wins.",
@@ -121,7 +147,7 @@ def thp(case: Case) -> Finding:
     "KSM is as asked for",
     sections=("tuning", "system"),
     requires=("contract.present",),
-    explained_by=("contract.files",),
+    explained_by=("contract.files", "tuning.boot"),
     proves="Equal pages of guests are merged by the one who should, or by nobody and none is left merged.",
     how="/sys/kernel/mm/ksm, the services ksm and ksmtuned, and the enabled kvmfleet-tuning.service for the next boot.",
     todo=f"{PROVISION} Pages that stay merged need memory to be taken apart: end guests and provision, or reboot.",
@@ -204,7 +230,7 @@ def _same(found: str | None, wished: str) -> bool:
     "The governor is as asked for",
     sections=("tuning", "system"),
     requires=("contract.present",),
-    explained_by=("contract.files",),
+    explained_by=("contract.files", "tuning.boot"),
     proves="Every processor has the governor of the contract, and gets it again at the next boot.",
     how="/sys/devices/system/cpu/cpufreq, and the enabled kvmfleet-tuning.service for the next boot. Where the kernel "
     "does not scale frequencies, as in most virtual machines, firmware or hypervisor decides.",
@@ -296,4 +322,4 @@ def isolation(case: Case) -> Finding:
     return passed(f"processors {wanted} are isolated{ticks}")
 
 
-CHECKS = (hugepages, thp, ksm, sysctl, governor, tuned, iommu, isolation)
+CHECKS = (boot, hugepages, thp, ksm, sysctl, governor, tuned, iommu, isolation)

@@ -34,6 +34,7 @@ def look(contract: Contract) -> Dict[str, Any]:
         "governors": governors() if "governor" in wishes else {},
         "tuned_profile": files.text("/etc/tuned/active_profile").strip(),
         "units": services(wishes),
+        "unit_enabled": unit_enabled(),
         "at_boot": at_boot(),
         "iommus": len(glob.glob("/sys/class/iommu/*")),
         "iommu_groups": len(glob.glob("/sys/kernel/iommu_groups/*")),
@@ -147,11 +148,16 @@ def services(wishes: Dict[str, Any]) -> Dict[str, Any]:
     return found
 
 
+def unit_enabled(folder: str = UNITS) -> Optional[bool]:
+    """Whether systemd starts our unit at boot; None where there is no such unit."""
+    if not os.path.exists("{}/{}".format(folder, UNIT)):
+        return None
+    return bool(glob.glob("{}/*.wants/{}".format(folder, UNIT)))
+
+
 def at_boot() -> Dict[str, str]:
     """File of /sys -> value, of our unit, when it is there and enabled."""
-    if not glob.glob("{}/*.wants/{}".format(UNITS, UNIT)):
-        return {}
-    return unit_values(files.text("{}/{}".format(UNITS, UNIT)))
+    return unit_values(files.text("{}/{}".format(UNITS, UNIT))) if unit_enabled() else {}
 
 
 def unit_values(text: str) -> Dict[str, str]:

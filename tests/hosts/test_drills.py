@@ -52,7 +52,8 @@ else was found as well.
 
 ## Not drilled there
 
-A container cannot have these. `kvmfleet lab break` brings them about on a host of the provider vm.
+A container cannot have these. `tests/vm/test_story_vm.py` drills those that its machine is told of; `kvmfleet lab
+break` brings them about on any host of the provider vm.
 
 | fault | what is wrong | check | why not |
 |---|---|---|---|

@@ -88,7 +88,7 @@ FAULTS = (
         id="vhost-net-unloaded",
         says="vhost_net is not in the kernel.",
         check="kernel.vhost_net",
-        inject="modprobe -r vhost_net",
+        inject="rmmod vhost_net",  # modprobe takes away what it needed, too
         heal="modprobe vhost_net",
         providers=VM,
         why=SHARED,
@@ -104,10 +104,10 @@ FAULTS = (
     ),
     Fault(
         id="tun-unloaded",
-        says="tun is not in the kernel.",
+        says="tun is not in the kernel, nor is vhost_net, which needs it.",
         check="kernel.tun",
-        inject="modprobe -r tun",
-        heal="modprobe tun",
+        inject="modprobe -r vhost_net; modprobe -r tun",
+        heal="modprobe tun; modprobe vhost_net",
         providers=VM,
         why=SHARED,
     ),
@@ -143,8 +143,8 @@ FAULTS = (
     ),
     Fault(
         id="tuning-not-at-boot",
-        says="The service that sets transparent hugepages at boot is disabled.",
-        check="tuning.thp",
+        says="The service that sets hugepages and the like at boot is disabled.",
+        check="tuning.boot",
         inject="systemctl disable kvmfleet-tuning.service",
         heal="systemctl enable kvmfleet-tuning.service",
         needs=("tuning/thp",),
