@@ -7,6 +7,7 @@ import grp
 import os
 import pwd
 import re
+import signal
 import stat
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -176,12 +177,15 @@ def mounted(host: Host, path: str) -> bool:
 
 
 def mount_problem(host: Host, path: str) -> str:
-    """Why what is mounted there cannot be used, "" where it answers. timeout(1) ends what waits for a server with 137,
-    for it sends SIGKILL."""
+    """Why what is mounted there cannot be used, "" where it answers.
+
+    What waits for a server ends by SIGKILL alone. timeout(1) sends it to its whole group, and dies of it, too.
+    """
     code, _, complaint = host.run(["timeout", "-s", "KILL", str(PATIENCE_S), "stat", path], "")
     if not code:
         return ""
-    reason = f"did not answer within {PATIENCE_S} s" if code == 137 else f"cannot be used: {complaint.strip()}"
+    late = code == -signal.SIGKILL
+    reason = f"did not answer within {PATIENCE_S} s" if late else f"cannot be used: {complaint.strip()}"
     return (
         f"what is mounted on {path} {reason}. Bring its file server back; if that will not come back, run `umount "
         f"--force --lazy {path}` and restart libvirt's daemon."

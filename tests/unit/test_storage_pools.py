@@ -315,7 +315,7 @@ def open_folder() -> Iterator[Path]:
     ("said", "words"),
     [
         ((0, "", ""), ()),
-        ((137, "", ""), ("nas: what is mounted on /srv/nas did not answer within 15 s", "Bring its file server back")),
+        ((-9, "", ""), ("nas: what is mounted on /srv/nas did not answer within 15 s", "Bring its file server back")),
         (
             (1, "", "stat: cannot statx '/srv/nas': Stale file handle\n"),
             ("cannot be used: stat: ", "Stale file handle."),
@@ -900,3 +900,8 @@ def test_every_platform_has_a_storage_table() -> None:
     assert [path.name for path in TABLES] == sorted(
         path.name for path in (ROOT / "roles/libvirt/vars/platforms").glob("*.yml")
     )
+
+
+def test_what_does_not_answer_in_time_ends_as_the_preflight_expects() -> None:
+    """timeout(1) as it is, on something that waits."""
+    assert hosts.run(["timeout", "-s", "KILL", "0.2", "sleep", "30"], "")[0] == -signal.SIGKILL
