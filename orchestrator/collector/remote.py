@@ -5,6 +5,7 @@ import time
 from typing import Any, Dict, List, Tuple
 
 from .contract import Contract
+from .limits import undisturbed
 
 PEERS = 16  # a host asks so many, those that follow it in the list
 
@@ -58,8 +59,9 @@ def peers(wanted: List[Tuple[str, str]], number: int) -> Dict[str, Any]:
     closed = []  # type: List[bool]
     threads = [threading.Thread(target=ask, args=pair, daemon=True) for pair in wanted]
     end = time.monotonic() + tls.PATIENCE_S + 1
-    for thread in threads:
-        thread.start()
+    with undisturbed():  # inherited: else a signal that waits for the main thread would reach it through one of these
+        for thread in threads:
+            thread.start()
     for thread in threads:
         thread.join(max(end - time.monotonic(), 0))
     closed.append(True)

@@ -76,6 +76,17 @@ def provision(kvmfleet, inventory, declared):
     return run
 
 
+@pytest.fixture
+def validate(kvmfleet, inventory):
+    """Gives the hosts of the report by name."""
+
+    def run():
+        done = kvmfleet("validate", "-i", inventory, "--json", "--boot", "none")
+        return {host["name"]: host for host in json.loads(done.stdout)["hosts"]}
+
+    return run
+
+
 def status(host, check):
     return next(finding["status"] for finding in host["findings"] if finding["check"] == check)
 
@@ -139,18 +150,24 @@ def test_an_edited_pool_is_changed_unless_a_guest_uses_it(provision, group, on):
     assert host["converged"]["changed"] == 1  # the restart that waited, and nothing else
 
 
-def test_what_breaks_is_named(kvmfleet, inventory, on):
+def test_what_breaks_is_named(validate, on):
     on(HOSTS[0], "virsh pool-destroy iso; virsh pool-autostart images --disable")
-    on(HOSTS[1], "chmod 0700 /srv/kvm; chmod 0700 /srv/kvm/images")
-    done = kvmfleet("validate", "-i", inventory, "--json", "--boot", "none")
-    hosts = {host["name"]: host for host in json.loads(done.stdout)["hosts"]}
+    on(HOSTS[1], "chmod 0700 /srv/kvm")
+    hosts = validate()
     assert status(hosts[HOSTS[0]], "storage.active") == "fail"
     assert summary(hosts[HOSTS[0]], "storage.active") == "images does not start with the host; iso is not active"
-    assert status(hosts[HOSTS[1]], "storage.equal") == "fail"
-    assert summary(hosts[HOSTS[1]], "storage.equal") == "images: mode is 0700, not 0711"
+    assert status(hosts[HOSTS[1]], "storage.equal") == "pass"
     assert status(hosts[HOSTS[1]], "storage.usable") == "fail"
     assert "images: libvirt-qemu does not get through to it (EACCES)" in summary(hosts[HOSTS[1]], "storage.usable")
-    on(HOSTS[1], "chmod 0755 /srv/kvm")
+
+
+def test_a_mode_that_is_not_the_declared_one_explains_that_qemu_does_not_get_through(validate, on):
+    on(HOSTS[1], "chmod 0755 /srv/kvm; chmod 0700 /srv/kvm/images")
+    host = validate()[HOSTS[1]]
+    assert status(host, "storage.equal") == "fail"
+    assert summary(host, "storage.equal") == "images: mode is 0700, not 0711"
+    (usable,) = (finding for finding in host["findings"] if finding["check"] == "storage.usable")
+    assert (usable["status"], usable["cause"]) == ("skip", "storage.equal")
 
 
 def test_what_left_the_list_goes_and_its_data_stays(provision, on):

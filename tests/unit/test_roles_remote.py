@@ -7,6 +7,7 @@ import json
 import os
 import pwd
 import shutil
+import signal
 import ssl
 import subprocess
 from pathlib import Path
@@ -20,7 +21,7 @@ from ansible_collections.kvmfleet.host.plugins.modules import certificate_files,
 from ansible_collections.kvmfleet.host.plugins.plugin_utils.certificates import PkiError
 
 from orchestrator import pki
-from orchestrator.collector import remote, tls
+from orchestrator.collector import limits, remote, tls
 from orchestrator.collector.contract import Contract
 from plugins.plugin_utils import certificates
 
@@ -396,6 +397,13 @@ def test_a_peer_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(tls, "context", lambda *_: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
     found = remote.peers([("hv1", "127.0.0.1")], 1)
     assert found["hv1"]["error"] == "Connection refused"
+
+
+def test_a_signal_never_reaches_the_host_through_a_thread_that_asks_a_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that waits while something is cleaned up would be taken by a thread that is still busy then."""
+    monkeypatch.setattr(tls, "peer", lambda *_: {"blocked": signal.pthread_sigmask(signal.SIG_BLOCK, ())})
+    found = remote.peers([("hv1", "127.0.0.1")], 1)
+    assert found["hv1"]["blocked"] >= {*limits.SIGNALS, signal.SIGALRM}
 
 
 @pytest.mark.parametrize("text", ["", "Jan  5 09:34:43 2018", "Foo  5 09:34:43 2018 GMT"])
