@@ -42,10 +42,15 @@ def look(contract: Contract, container: str) -> Dict[str, Any]:
     }
 
 
-def opens(node: str) -> str:
-    """The errno of opening a node, ENODEV where it is something else."""
+def opens(node: str, misc: str = "/sys/class/misc") -> str:
+    """The errno of opening a node, ENODEV where it is something else, such as a file or the node of another device."""
     why = kvm.attempt(node)
-    return why if why or stat.S_ISCHR(os.stat(node).st_mode) else "ENODEV"
+    if why:
+        return why
+    info = os.stat(node)
+    number = files.text("{}/{}/dev".format(misc, os.path.basename(node))).strip()  # "" where sysfs is not to be seen
+    same = number in ("", "{}:{}".format(os.major(info.st_rdev), os.minor(info.st_rdev)))
+    return "" if stat.S_ISCHR(info.st_mode) and same else "ENODEV"
 
 
 def hypervisors(listing: str, modules: str = "/sys/module", xen: str = "/proc/xen/capabilities") -> Optional[List[str]]:

@@ -354,6 +354,16 @@ def test_a_command_line_with_a_lone_quote_is_read() -> None:
     assert kernel.configured([], "a='b kvm.x=1")[0] == {"kvm": {"x": "1"}}
 
 
+@pytest.mark.parametrize(("number", "errno"), [("1:3", ""), ("10:200", "ENODEV"), (None, "")])
+def test_a_node_that_opens_is_the_device_that_the_kernel_has_under_this_name(
+    number: str | None, errno: str, tmp_path: Path
+) -> None:
+    if number:
+        (tmp_path / "null").mkdir()
+        (tmp_path / "null/dev").write_text(f"{number}\n")
+    assert kernel.opens("/dev/null", str(tmp_path)) == errno
+
+
 # --- KVM
 
 

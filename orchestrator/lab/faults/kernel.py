@@ -189,6 +189,13 @@ FAULTS = (
         heal="[ -e /dev/net/tun ] || mknod -m 0666 /dev/net/tun c 10 200",
     ),
     Fault(
+        id="tun-node-other",
+        says="/dev/net/tun is the node of another device, which opens just as well.",
+        check="kernel.devices",
+        inject="umount /dev/net/tun 2>/dev/null || true; rm /dev/net/tun; mknod -m 0666 /dev/net/tun c 1 3",
+        heal="rm -f /dev/net/tun; mknod -m 0666 /dev/net/tun c 10 200",
+    ),
+    Fault(
         id="processor-offline",
         says="Somebody took a processor off line.",
         check="cpu.online",
