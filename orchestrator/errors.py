@@ -7,6 +7,7 @@
       LockedError                 another run holds the fleet
       ConvergeError               Ansible could not be run at all (a failed playbook is a value, not an error)
       StoreError                  the history cannot be read or written
+      ScheduleError               a schedule cannot be installed, asked or run
       PkiError                    the fleet's CA cannot be made or read
       AssetError                  what a guest boots from cannot be fetched
       LabError                    the lab cannot be made, changed or removed
@@ -27,6 +28,7 @@ __all__ = [
     "LockedError",
     "ConvergeError",
     "StoreError",
+    "ScheduleError",
     "PkiError",
     "AssetError",
     "LabError",
@@ -71,6 +73,10 @@ class ConvergeError(KvmfleetError):
 
 class StoreError(KvmfleetError):
     """The history cannot be read or written."""
+
+
+class ScheduleError(KvmfleetError):
+    """A schedule cannot be installed, asked or run; the message says what systemd said."""
 
 
 class PkiError(KvmfleetError):

@@ -16,6 +16,7 @@ from orchestrator.cli.fleet import provision, unprovision, validate
 from orchestrator.cli.lab import lab
 from orchestrator.cli.output import complain
 from orchestrator.cli.pki import pki
+from orchestrator.cli.schedule import schedule
 from orchestrator.cli.tools import completion, doctor, explain
 from orchestrator.errors import KvmfleetError, UsageError
 
@@ -33,7 +34,7 @@ def cli() -> None:
     """
 
 
-for command in (provision, validate, drift, history, unprovision, explain, doctor, completion, pki, lab):
+for command in (provision, validate, drift, schedule, history, unprovision, explain, doctor, completion, pki, lab):
     cli.add_command(command)
 
 

@@ -1,0 +1,526 @@
+"""Schedules: what systemd and cron are told, what of it can be read back, and how a run is known."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import click
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator import schedule, units
+from orchestrator.cli.drift import drift
+from orchestrator.cli.schedule import _with_its_value, _words, refuse_passing
+from orchestrator.errors import LockedError, ScheduleError, UsageError
+from orchestrator.schedule import Systemd
+from orchestrator.units import Schedule
+
+ROOT = Path(__file__).resolve().parents[2]
+NASTY = """/srv/a b/it's "100%" $HOME \\x [1] ;"""
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("KVMFLEET_STATE_DIR", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+def made(state: Path = Path("/var/lib/kf"), **changed: object) -> Schedule:
+    plain = Schedule(
+        name="drift",
+        scope="system",
+        calendar="*-*-* 00/1:00:00",
+        every="1h",
+        options=("--inventory=/srv/hosts.yml",),
+        folder="/srv",
+        state=str(state),
+        writable=(str(state), "-/root/.ansible"),
+        python="/opt/kvmfleet/.venv/bin/python",
+    )
+    return msgspec.structs.replace(plain, **changed)
+
+
+class Machine:
+    """A systemd that remembers what it was told, and shows what a test wants."""
+
+    def __init__(self, folder: Path) -> None:
+        self.told: list[str] = []
+        self.shown: dict[str, dict[str, str]] = {}
+        self.refuses = ""
+        self.systemd = Systemd("system", folder, self.run)
+
+    def run(self, argv: Sequence[str], _timeout_s: float | None) -> subprocess.CompletedProcess[str]:
+        self.told.append(" ".join(argv[1:]))
+        if self.refuses:
+            return subprocess.CompletedProcess(argv, 1, "", self.refuses)
+        shown = self.shown.get(argv[-1], {}) if "show" in argv else {}
+        return subprocess.CompletedProcess(argv, 0, "".join(f"{key}={value}\n" for key, value in shown.items()), "")
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    machine = Machine(tmp_path / "units")
+    machine.shown["kvmfleet-drift.timer"] = {
+        "ActiveState": "active",
+        "NextElapseUSecRealtime": "Fri 2026-11-27 11:00:00 UTC",
+    }
+    return machine
+
+
+def lines(text: str, key: str) -> list[str]:
+    return [line.partition("=")[2] for line in text.splitlines() if line.startswith(f"{key}=")]
+
+
+def words_of_exec(line: str) -> list[str]:
+    """What systemd.service(5) makes of a command line, for what is written here: quotes, C's escapes, % and $."""
+    words, word, quoted, rest = [], "", False, iter(line)
+    for c in rest:
+        if c == '"':
+            quoted = not quoted
+        elif c == "\\":
+            kind = next(rest)
+            word += chr(int(next(rest) + next(rest), 16)) if kind == "x" else kind
+        elif c in "%$" and (c == "%" or words):  # no variables are looked for in the first word
+            assert next(rest) == c, "a specifier or a variable"
+            word += c
+        elif c == " " and not quoted:
+            words.append(word)
+            word = ""
+        else:
+            word += c
+    assert not quoted
+    return [*words, word]
+
+
+@pytest.mark.parametrize("text", ["1m", "5m", "15m", "30m", "60m", "1h", "6h", "12h", "24h", "1d", "7d", "1w"])
+def test_an_interval_becomes_a_calendar_event_of_the_same_rhythm(text: str) -> None:
+    seconds = int(text[:-1]) * {"m": 60, "h": 3600, "d": 86400, "w": 604800}[text[-1]]
+    times = units.every(text)
+    done = subprocess.run(
+        ["systemd-analyze", "calendar", "--iterations=3", times.calendar],
+        env=os.environ | {"TZ": "UTC", "LC_ALL": "C.UTF-8"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    elapses = [schedule._seconds(line.partition(": ")[2]) for line in done.stdout.splitlines() if "UTC" in line]
+    first, second, third = [at_s for at_s in elapses if at_s]
+    assert (second - first, third - second, times.seconds) == (seconds, seconds, seconds)
+    assert len(times.cron.split()) == 5
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0m", "7m", "90m", "5h", "36h", "2d", "2w", "1y", "1", "h", "-1h", "1.5h", "99999w"]
+)
+def test_an_interval_that_no_calendar_keeps_is_refused(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        units.every(text)
+    assert "15m" in caught.value.hint
+
+
+def test_a_calendar_expression_is_what_systemd_says_it_is() -> None:
+    schedule.calendar("Mon..Fri 07:30")
+    with pytest.raises(UsageError, match="Failed to parse"):
+        schedule.calendar("every now and then")
+    with pytest.raises(UsageError, match="never comes"):
+        schedule.calendar("2001-01-01")
+
+
+def test_names_of_any_kind_reach_the_service_as_they_are() -> None:
+    option = f'--extra-vars={{"a": "b\n{NASTY}"}}'
+    text = units.service(made(Path(NASTY), folder=NASTY, python=f"{NASTY}/python", options=(option,)))
+    (command,) = lines(text, "ExecStart")
+    assert words_of_exec(command) == [
+        f"{NASTY}/python",
+        "-P",
+        "-m",
+        "orchestrator",
+        "schedule",
+        "run",
+        "--name=drift",
+        option,
+    ]
+    assert lines(text, "WorkingDirectory") == [NASTY.replace("%", "%%")]
+    (environment,) = lines(text, "EnvironmentFile")
+    assert environment == NASTY.replace("%", "%%").replace("\\", "\\\\").replace("[", "\\[") + "/schedules/drift.env"
+    (writable,) = lines(text, "ReadWritePaths")
+    assert [word.replace("%%", "%") for word in shlex.split(writable)] == [NASTY, "-/root/.ansible"]
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1), min_size=1))
+def test_every_word_of_a_command_is_read_as_it_was_written(words: list[str]) -> None:
+    text = units.service(made(options=tuple(f"--x={word}" for word in words)))
+    (command,) = [line.partition("=")[2] for line in text.split("\n") if line.startswith("ExecStart=")]
+    assert words_of_exec(command)[7:] == [f"--x={word}" for word in words]
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")))
+def test_a_shell_reads_the_environment_as_it_was_written(value: str) -> None:
+    text = units.environment_file({"A": value})
+    done = subprocess.run(["sh"], input=f'{text}printf %s "$A"'.encode(), capture_output=True, check=True)
+    assert done.stdout.decode() == value
+
+
+@pytest.mark.parametrize("name", ["/srv/a\nb", "/srv/a ", "/srv/a\\", "/srv/\udcff", "/srv/\x1b[1m"])
+def test_a_name_that_a_unit_cannot_say_is_refused(name: str) -> None:
+    with pytest.raises(ScheduleError, match="unit file"):
+        units.service(made(folder=name))
+
+
+def test_a_crontab_line_means_the_same_to_a_shell(tmp_path: Path) -> None:
+    folder = tmp_path / "it's 100% $HOME"
+    folder.mkdir()
+    show = folder / "show"
+    show.write_text(
+        f"#!{sys.executable}\nimport json, os, sys\nprint(json.dumps([sys.argv, os.getcwd(), os.environ['A']]))\n"
+    )
+    show.chmod(0o755)
+    line = units.crontab(made(python=str(show), folder=str(folder)), "0 * * * *", {"A": "50% 'x'"})
+    assert line.startswith("0 * * * * ")
+    assert "%" not in line.replace(r"\%", "")
+    done = subprocess.run(["sh", "-c", line[10:].replace(r"\%", "%")], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [[str(show), *made().command[1:]], str(folder), "50% 'x'"]
+    with pytest.raises(UsageError, match="line break"):
+        units.crontab(made(options=("-e\n",)), "0 * * * *", {})
+
+
+def test_a_drifted_host_is_no_failure_of_the_service_and_missed_runs_are_caught_up() -> None:
+    assert lines(units.service(made()), "SuccessExitStatus") == ["2"]
+    text = units.timer(made(spread_s=360))
+    assert lines(text, "Persistent") == ["yes"]
+    assert lines(text, "OnCalendar") == ["*-*-* 00/1:00:00"]
+    assert lines(text, "RandomizedDelaySec") == ["360"]
+
+
+@pytest.mark.parametrize(
+    ("scope", "sealed", "view", "process", "privileges"),
+    [
+        ("system", True, True, True, True),
+        ("system", False, False, False, True),  # the collector has to see this machine as it is
+        ("user", True, False, True, True),  # a user's systemd has no mounts of its own to give
+        ("user", False, False, False, False),  # sudo
+    ],
+)
+def test_a_service_is_sealed_as_far_as_its_hosts_allow(
+    scope: units.Scope, sealed: bool, view: bool, process: bool, privileges: bool
+) -> None:
+    text = units.service(made(scope=scope, sealed=sealed))
+    found = [bool(lines(text, key)) for key in ("ProtectSystem", "SystemCallFilter", "NoNewPrivileges")]
+    assert found == [view, process, privileges]
+
+
+def test_what_is_installed_can_be_read_back_and_what_changed_is_said(machine: Machine, state: Path) -> None:
+    first = made(state)
+    assert schedule.install(first, {"KVMFLEET_STORE": "postgresql://u:hunter2@db/x"}, machine.systemd) == (
+        "installed kvmfleet-drift.timer, every 1h",
+    )
+    assert schedule.installed(machine.systemd) == (first,)
+    assert schedule.install(first, {"KVMFLEET_STORE": "postgresql://u:hunter2@db/x"}, machine.systemd) == ()
+    second = made(state, every="6h", calendar="*-*-* 00/6:00:00", options=("--limit=a",))
+    changed = schedule.install(second, {}, machine.systemd)
+    assert changed == (
+        "when: every 1h → every 6h",
+        "options: --inventory=/srv/hosts.yml → --limit=a",
+        f"environment: {state}/schedules/drift.env",
+    )
+    assert schedule.find("", machine.systemd) == second
+    assert [told for told in machine.told if "show" not in told][-3:] == [
+        "daemon-reload", "enable kvmfleet-drift.timer", "restart kvmfleet-drift.timer",
+    ]  # fmt: skip
+
+
+def test_secrets_are_for_their_owner_and_units_for_everybody(machine: Machine, state: Path) -> None:
+    os.umask(before := os.umask(0))
+    try:
+        os.umask(0)
+        schedule.install(made(state), {"KVMFLEET_STORE": "postgresql://u:hunter2@db/x"}, machine.systemd)
+    finally:
+        os.umask(before)
+    modes = {
+        path.name: path.stat().st_mode & 0o777 for path in [*machine.systemd.folder.iterdir(), state, *state.rglob("*")]
+    }
+    assert modes == {
+        "kvmfleet-drift.service": 0o644, "kvmfleet-drift.timer": 0o644, "state": 0o700, "schedules": 0o700,
+        "drift.env": 0o600,
+    }  # fmt: skip
+    assert "hunter2" not in "".join(path.read_text() for path in machine.systemd.folder.iterdir())
+
+
+def test_a_timer_that_was_stopped_is_started_again(machine: Machine, state: Path) -> None:
+    schedule.install(made(state), {}, machine.systemd)
+    machine.shown["kvmfleet-drift.timer"]["ActiveState"] = "inactive"
+    assert schedule.install(made(state), {}, machine.systemd) == ("its timer was off, and is on",)
+    assert machine.told[-1] == "restart kvmfleet-drift.timer"
+
+
+def test_units_of_somebody_else_stay_as_they_are(machine: Machine, state: Path) -> None:
+    theirs = machine.systemd.folder / "kvmfleet-drift.timer"
+    theirs.parent.mkdir()
+    theirs.write_text("[Timer]\n")
+    with pytest.raises(ScheduleError, match="not written by kvmfleet"):
+        schedule.install(made(state), {}, machine.systemd)
+    assert theirs.read_text() == "[Timer]\n"
+
+
+def test_nothing_is_written_where_no_systemd_runs(machine: Machine, state: Path) -> None:
+    machine.refuses = "System has not been booted with systemd as init system (PID 1). Can't operate."
+    with pytest.raises(ScheduleError, match="not been booted") as caught:
+        schedule.install(made(state), {}, machine.systemd)
+    assert "--print-cron" in caught.value.hint
+    assert not state.exists()
+    assert not machine.systemd.folder.exists()
+
+
+def test_removing_leaves_nothing_but_what_others_added(machine: Machine, state: Path) -> None:
+    schedule.install(made(state), {"A": "1"}, machine.systemd)
+    schedule.recorded("drift", lambda: 0)
+    (machine.systemd.folder / "kvmfleet-drift.service.d").mkdir()
+    left = schedule.remove(made(state), machine.systemd)
+    assert left == (f"{machine.systemd.folder}/kvmfleet-drift.service.d",)
+    assert [path.name for path in machine.systemd.folder.iterdir()] == ["kvmfleet-drift.service.d"]
+    assert list((state / "schedules").iterdir()) == []
+    assert {"stop kvmfleet-drift.timer", "stop kvmfleet-drift.service", "disable kvmfleet-drift.timer"} <= {
+        *machine.told
+    }
+
+
+def test_schedules_are_found_by_name_and_alone_without(machine: Machine, state: Path) -> None:
+    with pytest.raises(UsageError, match="There is no schedule on this machine") as caught:
+        schedule.find("", machine.systemd)
+    assert caught.value.hint == "Make one: kvmfleet schedule install"
+    for name in ("a", "b"):
+        schedule.install(made(state, name=name), {}, machine.systemd)
+    assert schedule.find("b", machine.systemd).name == "b"
+    with pytest.raises(UsageError, match="several") as caught:
+        schedule.find("", machine.systemd)
+    assert caught.value.hint == "Name one of: a, b"
+    with pytest.raises(UsageError, match="no schedule c"):
+        schedule.find("c", machine.systemd)
+
+
+HOLDER = """
+import sys
+from orchestrator import schedule
+def work():
+    print("works", flush=True)
+    sys.stdin.read()
+    return 2
+schedule.recorded(sys.argv[1], work)
+"""
+
+
+@pytest.fixture
+def holder() -> Iterator[subprocess.Popen[str]]:
+    """Another process in the middle of a run of the schedule."""
+    command = [sys.executable, "-c", HOLDER, "drift"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as child:
+        assert child.stdout
+        assert child.stdout.readline() == "works\n"
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def test_a_second_run_looks_at_nothing_and_says_who_does(holder: subprocess.Popen[str]) -> None:
+    with pytest.raises(LockedError, match=f"process {holder.pid}, since 2"):
+        schedule.recorded("drift", lambda: pytest.fail("it ran"))
+    assert schedule.recorded("other", lambda: 0) == 0
+    holder.communicate("")
+    assert schedule.recorded("drift", lambda: 0) == 0
+
+
+def known(machine: Machine, state: Path) -> schedule.Status:
+    return schedule.status(made(state), machine.systemd)
+
+
+@pytest.mark.parametrize(
+    ("code", "result", "exit_code"),
+    [(0, "in-sync", 0), (2, "drift", 2), (1, "could-not-tell", 1), (130, "interrupted", 1)],
+)
+def test_how_a_run_went_is_known_afterwards(
+    machine: Machine, state: Path, code: int, result: str, exit_code: int
+) -> None:
+    assert (known(machine, state).result, known(machine, state).exit_code) == ("never-run", 1)
+    schedule.recorded("drift", lambda: code)
+    found = known(machine, state)
+    assert (found.result, found.exit_code, found.problem) == (result, exit_code, "")
+    assert found.next_s == 1795777200.0
+    assert found.journal == ("journalctl", "--unit", "kvmfleet-drift.service")
+
+
+def test_a_run_that_raised_or_was_interrupted_is_known_too(machine: Machine, state: Path) -> None:
+    def fail(error: BaseException) -> int:
+        raise error
+
+    for error, code in ((ScheduleError("x"), 1), (KeyboardInterrupt(), 130)):
+        with pytest.raises(type(error)):
+            schedule.recorded("drift", lambda error=error: fail(error))
+        last = known(machine, state).last
+        assert last
+        assert last.exit_status == code
+
+
+def test_a_run_that_goes_on_is_shown_beside_the_last_result(
+    machine: Machine, state: Path, holder: subprocess.Popen[str]
+) -> None:
+    found = known(machine, state)
+    assert (found.result, found.running_since_s is not None, found.problem) == ("never-run", True, "")
+    holder.communicate("")
+    assert (known(machine, state).result, known(machine, state).running_since_s) == ("drift", None)
+
+
+def test_a_run_that_was_killed_is_not_taken_for_its_predecessor(
+    machine: Machine, state: Path, holder: subprocess.Popen[str]
+) -> None:
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    machine.shown["kvmfleet-drift.service"] = {"Result": "oom-kill", "ExecMainStatus": "9"}
+    found = known(machine, state)
+    assert (found.result, found.exit_code) == ("could-not-tell", 1)
+    assert found.problem.endswith("left no result: oom-kill 9")
+
+
+FAILED = {"ActiveState": "failed", "Result": "exit-code", "StateChangeTimestamp": "Thu 2099-01-01 00:00:00 UTC"}
+
+
+@pytest.mark.parametrize(
+    ("service", "problem"),
+    [
+        (FAILED | {"ExecMainStatus": "200"}, "systemd could not run it: exit-code 200"),
+        (FAILED | {"Result": "resources", "ExecMainStatus": "0"}, "systemd could not run it: resources 0"),
+        (FAILED | {"ExecMainStatus": "1"}, ""),  # that is what drift said
+        (FAILED | {"ExecMainStatus": "200", "StateChangeTimestamp": "Thu 2009-01-01 00:00:00 UTC"}, ""),  # run since
+    ],
+)
+def test_a_service_that_did_not_come_to_run_is_not_taken_for_the_run_before(
+    machine: Machine, state: Path, service: Mapping[str, str], problem: str
+) -> None:
+    schedule.recorded("drift", lambda: 1)
+    machine.shown["kvmfleet-drift.service"] = dict(service)
+    assert known(machine, state).problem == problem
+
+
+def test_a_timer_that_is_off_passes_for_nothing(machine: Machine, state: Path) -> None:
+    schedule.recorded("drift", lambda: 0)
+    machine.shown["kvmfleet-drift.timer"] = {"ActiveState": "inactive"}
+    found = known(machine, state)
+    assert (found.result, found.exit_code, found.next_s, found.problem) == ("in-sync", 1, None, "its timer is inactive")
+
+
+def test_a_note_that_was_cut_short_counts_as_none(machine: Machine, state: Path) -> None:
+    schedule.recorded("drift", lambda: 0)
+    (state / "schedules/drift.json").write_text('{"last": {"beg')
+    assert known(machine, state).result == "never-run"
+    assert schedule.recorded("drift", lambda: 2) == 2
+    assert known(machine, state).result == "drift"
+
+
+def test_what_lies_in_a_folder_that_a_service_does_not_see_is_refused() -> None:
+    for place in ("/tmp", "/tmp/x/hosts.yml", "/var/tmp/x"):
+        with pytest.raises(UsageError, match="does not see"):
+            refuse_passing(place)
+    refuse_passing("/tmpfoo/x")
+
+
+@pytest.fixture
+def install(tmp_path: Path) -> Iterator[object]:
+    """Runs `kvmfleet schedule install` where an inventory is; gives the finished process."""
+    (tmp_path / "hosts.yml").write_text("kvm_hosts: {hosts: {a: {ansible_connection: ssh}}}\n")
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("KVMFLEET_", "SSH_"))}
+        return subprocess.run(
+            [sys.executable, "-P", "-m", "orchestrator", "schedule", "install", "--scope=user", *arguments],
+            cwd=tmp_path,
+            env=inherited | {"PYTHONPATH": str(ROOT), **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+@pytest.mark.ansible
+def test_options_of_drift_are_passed_on_with_absolute_paths(install, tmp_path: Path) -> None:
+    (tmp_path / "id").touch()
+    done = install(
+        "-i", "hosts.yml", "--every=1h", "-l", "a", "-e", "x=a b", "-vv", "--strict", "-u", "me", "--key-file=id",
+        "--print-units", KVMFLEET_STATE_DIR="state", KVMFLEET_PYTHON="x",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = units.schedule_of(done.stdout)
+    assert found
+    assert found.options == (
+        f"--inventory={tmp_path}/hosts.yml", "--limit=a", "--extra-vars=x=a b", "--user=me",
+        f"--private-key={tmp_path}/id", "--verbose", "--verbose", "--strict",
+    )  # fmt: skip
+    assert (found.folder, found.state, found.scope, found.sealed) == (str(tmp_path), f"{tmp_path}/state", "user", True)
+    assert "put a secret into a file" in done.stderr
+    assert not (tmp_path / "state").exists()
+
+
+def test_an_option_of_drift_that_hides_its_value_is_passed_on_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden = click.Option(["--store"], expose_value=False)
+    monkeypatch.setattr(drift, "params", [*drift.params, hidden])
+    seen: list[str] = []
+
+    @click.command(params=[_with_its_value(hidden)])
+    @click.pass_context
+    def command(context: click.Context, /, store: str) -> None:
+        seen.extend(_words(context))
+
+    command.main(["--store", "sqlite:////srv/x"], standalone_mode=False)
+    assert seen == ["--store=sqlite:////srv/x"]
+
+
+@pytest.mark.ansible
+def test_a_local_host_is_seen_as_it_is(install) -> None:
+    done = install("-i", "hosts.yml", "-e", "ansible_connection=local", "--every=1h", "--print-units")
+    assert done.returncode == 0, done.stderr
+    assert "NoNewPrivileges" not in done.stdout
+    assert "not sealed off" in done.stderr
+
+
+@pytest.mark.ansible
+def test_a_crontab_shows_no_secret_and_names_what_is_missing(install) -> None:
+    done = install(
+        "-i", "hosts.yml", "--every=1d", "--print-cron", KVMFLEET_STORE="postgresql://u:hunter2@db/x", https_proxy="p:w"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("0 0 * * * cd ")
+    assert "hunter2" not in done.stdout + done.stderr
+    assert "set in the crontab above the line, as they may be secret: KVMFLEET_STORE, https_proxy" in done.stderr
+
+
+@pytest.mark.ansible
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--every=1h"], "No inventory was parsed"),
+        (["-i", "nowhere.yml", "--every=1h"], "inventory nowhere.yml: no such file"),
+        (["-i", "hosts.yml"], "When should it run?"),
+        (["-i", "hosts.yml", "--every=1h", "--calendar=daily"], "When should it run?"),
+        (["-i", "hosts.yml", "--calendar=daily", "--print-cron"], "cron does not know the calendar"),
+        (["-i", "hosts.yml", "--every=1h", "-k"], "--ask-pass: nobody is there"),
+        (["-i", "hosts.yml", "--every=1h", "-K"], "--ask-become-pass: nobody is there"),
+        (["-i", "hosts.yml", "--every=1h", "--name=a b"], "--name 'a b' is no name"),
+        (["-i", "hosts.yml", "--every=1h", "--vault-id=prompt"], "can be read only once"),
+        (["-i", "hosts.yml", "--every=1h", "--key-file=gone"], "gone: cannot be read"),
+        (["-i", "hosts.yml", "--every=1h", "accept"], "unexpected extra argument"),
+    ],
+)
+def test_what_could_not_run_later_is_refused_now(install, arguments: list[str], said: str) -> None:
+    done = install(*arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert said in done.stderr
