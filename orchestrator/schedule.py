@@ -251,7 +251,8 @@ def start(schedule: Schedule, systemd: Systemd) -> int:
     done = systemd.run(["systemctl", *systemd.whose, "start", unit], None)
     shown = systemd.show(unit)
     ended = shown.get("ExecMainStatus", "")
-    if shown.get("Result") in ("success", "exit-code") and ended in ("0", "1", "2", "130"):
+    ran = done.returncode == 0 or shown.get("Result") == "exit-code"
+    if ran and ended in ("0", "1", "2", "130"):
         return int(ended)
     said = printable(done.stderr)
     raise ScheduleError(f"{unit}: {_failure(shown)}. {said}", hint=f"Look: {' '.join(systemd.journal(schedule))}")

@@ -55,6 +55,7 @@ class Machine:
     def __init__(self, folder: Path) -> None:
         self.told: list[str] = []
         self.shown: dict[str, dict[str, str]] = {}
+        self.fails: dict[str, int] = {}
         self.refuses = ""
         self.systemd = Systemd("system", folder, self.run)
 
@@ -63,7 +64,8 @@ class Machine:
         if self.refuses:
             return subprocess.CompletedProcess(argv, 1, "", self.refuses)
         shown = self.shown.get(argv[-1], {}) if "show" in argv else {}
-        return subprocess.CompletedProcess(argv, 0, "".join(f"{key}={value}\n" for key, value in shown.items()), "")
+        lines = "".join(f"{key}={value}\n" for key, value in shown.items())
+        return subprocess.CompletedProcess(argv, self.fails.get(self.told[-1], 0), lines, "")
 
 
 @pytest.fixture
@@ -388,6 +390,30 @@ def test_a_run_that_was_killed_is_not_taken_for_its_predecessor(
     found = known(machine, state)
     assert (found.result, found.exit_code) == ("could-not-tell", 1)
     assert found.problem.endswith("left no result: oom-kill 9")
+
+
+@pytest.mark.parametrize(
+    ("status", "service", "code"),
+    [
+        (0, {"Result": "success", "ExecMainStatus": "0"}, 0),
+        (0, {"Result": "success", "ExecMainStatus": "2"}, 2),
+        (1, {"Result": "exit-code", "ExecMainStatus": "1"}, 1),
+        (1, {"Result": "exit-code", "ExecMainStatus": "130"}, 130),
+        (1, {"Result": "exit-code", "ExecMainStatus": "226"}, None),
+        (1, {"Result": "resources", "ExecMainStatus": "0"}, None),
+        (1, {"Result": "success", "ExecMainStatus": "0"}, None),  # of the run before: this one was not started
+    ],
+)
+def test_a_run_at_once_ends_as_drift_did_and_never_well_where_it_did_not_run(
+    machine: Machine, state: Path, status: int, service: Mapping[str, str], code: int | None
+) -> None:
+    machine.shown["kvmfleet-drift.service"] = dict(service)
+    machine.fails = {"start kvmfleet-drift.service": status}
+    if code is not None:
+        assert schedule.start(made(state), machine.systemd) == code
+        return
+    with pytest.raises(ScheduleError, match=r"kvmfleet-drift\.service: "):
+        schedule.start(made(state), machine.systemd)
 
 
 FAILED = {"ActiveState": "failed", "Result": "exit-code", "StateChangeTimestamp": "Thu 2099-01-01 00:00:00 UTC"}
