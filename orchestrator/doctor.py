@@ -35,7 +35,7 @@ LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 PYTHONS = ((3, 11), (3, 14))
 ANSIBLE_CORE = (2, 19)  # of ansible 12, the oldest that runs on Python 3.11 and knows the roles' syntax
 MODULES = (
-    *("ansible", "ansible_runner", "asyncssh", "click", "cryptography", "jinja2", "msgspec", "platformdirs"),
+    *("ansible", "ansible_runner", "apprise", "asyncssh", "click", "cryptography", "jinja2", "msgspec", "platformdirs"),
     *("prometheus_client", "qemu.qmp", "rich", "sqlalchemy", "yaml"),
 )
 STATE_MIB = 200
