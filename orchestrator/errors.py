@@ -8,6 +8,7 @@
       ConvergeError               Ansible could not be run at all (a failed playbook is a value, not an error)
       StoreError                  the history cannot be read or written
       ScheduleError               a schedule cannot be installed, asked or run
+      NotifyError                 nobody could be told of what changed
       PkiError                    the fleet's CA cannot be made or read
       AssetError                  what a guest boots from cannot be fetched
       LabError                    the lab cannot be made, changed or removed
@@ -29,6 +30,7 @@ __all__ = [
     "ConvergeError",
     "StoreError",
     "ScheduleError",
+    "NotifyError",
     "PkiError",
     "AssetError",
     "LabError",
@@ -77,6 +79,10 @@ class StoreError(KvmfleetError):
 
 class ScheduleError(KvmfleetError):
     """A schedule cannot be installed, asked or run; the message says what systemd said."""
+
+
+class NotifyError(KvmfleetError):
+    """Nobody could be told of what changed; the message names no URL."""
 
 
 class PkiError(KvmfleetError):

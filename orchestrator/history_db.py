@@ -26,6 +26,7 @@ __all__ = [
     "evidence",
     "explained",
     "findings",
+    "notices",
     "reading",
     "results",
     "runs",
@@ -40,7 +41,12 @@ def _watch(connection: sa.Connection) -> None:
     _tables.create_all(connection, tables=[snapshots, watches, drifts, acceptances])
 
 
-UPGRADES: tuple[Callable[[sa.Connection], None], ...] = (_watch,)
+def _notify(connection: sa.Connection) -> None:
+    """3: who was told what of a host."""
+    _tables.create_all(connection, tables=[notices])
+
+
+UPGRADES: tuple[Callable[[sa.Connection], None], ...] = (_watch, _notify)
 """The n-th turns schema n+1 into n+2. Tables and columns are only ever added; an older kvmfleet refuses to go on."""
 
 SCHEMA = 1 + len(UPGRADES)
@@ -157,6 +163,17 @@ acceptances = sa.Table(
     sa.Column("reason", sa.String, nullable=False),
     sa.Column("accepted_s", sa.Double, nullable=False),
     sa.Index("acceptances_by_host", "host", "id"),
+)
+
+notices = sa.Table(
+    "notices",
+    _tables,
+    sa.Column("destination", sa.String, primary_key=True),  # its Destination.id: the URL itself is a secret
+    sa.Column("host", sa.String, primary_key=True),
+    sa.Column("state", sa.String, nullable=False),
+    sa.Column("items", sa.String, nullable=False),  # JSON of transitions.Notice.items
+    sa.Column("delivered", sa.Boolean, nullable=False),
+    sa.Column("claimed_s", sa.Double, nullable=False),  # when a run began to send it; 0 when none does
 )
 
 

@@ -990,6 +990,14 @@ class HostDrift(msgspec.Struct, frozen=True):
     hint: str = ""
 
 
+class Message(msgspec.Struct, frozen=True):
+    """Plain text for people."""
+
+    title: str
+    body: str
+    kind: Literal["info", "success", "failure"]
+
+
 class FleetFinding(Finding, frozen=True):
     """What one check found among hosts that are each for themselves in order."""
 

@@ -31,6 +31,7 @@ from orchestrator.history_db import (
     watches,
 )
 from orchestrator.model import Drift, Evidence, Finding, HostDrift, HostResult, Verdict
+from orchestrator.notices import Notices
 
 __all__ = ["Acceptance", "PastResult", "PastRun", "Run", "Store"]
 
@@ -252,6 +253,10 @@ class Store:
         with history_db.reading(self._engine) as connection:
             known = sa.union(sa.select(results.c.host), sa.select(watches.c.host)).subquery()
             return tuple(connection.execute(sa.select(known.c.host).order_by(known.c.host)).scalars())
+
+    def notices(self) -> Notices:
+        """Who was told what."""
+        return Notices(self._engine)
 
     def prune(self, before_s: float) -> int:
         """Forget runs that ended before this time, and what they learned; gives their number.

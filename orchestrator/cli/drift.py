@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator.cli.notify import destinations, notify_options, tell
 from orchestrator.cli.options import ansible, connection_options
 from orchestrator.cli.output import board, complain, console, log, print_json
 from orchestrator.errors import UsageError
@@ -23,9 +24,23 @@ __all__ = ["drift", "history"]
 @connection_options
 @click.option("-D", "--diff", is_flag=True, help="Show values whole, expected against seen.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON; nothing else on stdout.")
-@click.option("--strict", is_flag=True, help="Exit 2 also where a changed inventory waits to be rolled out.")
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Exit 2 also where a changed inventory waits to be rolled out, and 1 where a notification was not sent.",
+)
+@notify_options
 @click.pass_context
-def drift(context: click.Context, /, diff: bool, as_json: bool, strict: bool, **given: Any) -> None:
+def drift(
+    context: click.Context,
+    /,
+    diff: bool,
+    as_json: bool,
+    strict: bool,
+    notify_file: str | None,
+    notify_after: int,
+    **given: Any,
+) -> None:
     """Say what changed on the hosts since they were last provisioned and found good. Changes nothing.
 
     Exit codes: 0 in sync; 2 a host drifted; 1 it could not be told of a host.
@@ -37,6 +52,7 @@ def drift(context: click.Context, /, diff: bool, as_json: bool, strict: bool, **
 
     options, secrets = ansible(given)
     log(options.verbosity)
+    to = destinations(notify_file)
     fleet = inventory.load(options)
     with board(fleet, "drift") as shown:
         seen = rollout.watch(fleet, options, secrets=secrets, on_event=shown.event)
@@ -46,7 +62,11 @@ def drift(context: click.Context, /, diff: bool, as_json: bool, strict: bool, **
         console().print(drift_report.report(seen.hosts, options.inventory, diff=diff))
     for note in seen.notes:
         complain(note)
-    raise SystemExit(drift_report.exit_code(seen.hosts, strict=strict))
+    code = drift_report.exit_code(seen.hosts, strict=strict)
+    for problem in tell(seen.hosts, to, after=notify_after, inventory=options.inventory):
+        complain(problem)
+        code = problem.exit_code if strict else code
+    raise SystemExit(code)
 
 
 def _complete_host(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:

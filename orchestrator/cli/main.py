@@ -14,6 +14,7 @@ from orchestrator import __version__
 from orchestrator.cli.drift import drift, history
 from orchestrator.cli.fleet import provision, unprovision, validate
 from orchestrator.cli.lab import lab
+from orchestrator.cli.notify import notify
 from orchestrator.cli.output import complain
 from orchestrator.cli.pki import pki
 from orchestrator.cli.schedule import schedule
@@ -34,7 +35,9 @@ def cli() -> None:
     """
 
 
-for command in (provision, validate, drift, schedule, history, unprovision, explain, doctor, completion, pki, lab):
+for command in (
+    provision, validate, drift, schedule, notify, history, unprovision, explain, doctor, completion, pki, lab,
+):  # fmt: skip
     cli.add_command(command)
 
 

@@ -478,7 +478,7 @@ def test_a_history_of_the_first_schema_is_upgraded_and_keeps_what_it_has(file: P
     with Store(f"sqlite:///{file}") as store:
         store.begin("provision").record(result("hv1"), baseline=True)
     with sqlite3.connect(file) as connection:
-        for table in ("drifts", "watches", "snapshots", "acceptances"):
+        for table in ("drifts", "watches", "snapshots", "acceptances", "notices"):
             connection.execute(f"drop table {table}")
         connection.execute("update schema_version set version = 1")
     with Store(f"sqlite:///{file}") as store:
@@ -486,7 +486,7 @@ def test_a_history_of_the_first_schema_is_upgraded_and_keeps_what_it_has(file: P
         store.begin("drift").watch(seen(SWAP), {"a": "b"})
         assert store.watched("hv1")
     with sqlite3.connect(file) as connection:
-        assert connection.execute("select version from schema_version").fetchone() == (2,)
+        assert connection.execute("select version from schema_version").fetchone() == (history_db.SCHEMA,)
 
 
 def test_pruning_forgets_old_runs_and_keeps_what_is_needed(store: Store, file: Path) -> None:
