@@ -5,6 +5,8 @@ The tests of this file tell one story in order.
 
 import json
 import sqlite3
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -121,6 +123,46 @@ def test_provision_heals_and_makes_the_host_its_own_baseline_again(kvmfleet, inv
     provision(kvmfleet, inventory, "-l", HOST)
     code, hosts = drift()
     assert code == 0, hosts[HOST]["items"]
+
+
+@pytest.fixture
+def receiver():
+    """Takes notifications; gives its URL and the titles that arrived."""
+    titles = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            titles.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["title"])
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            """Tests are quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"json://127.0.0.1:{server.server_port}", titles
+        server.shutdown()
+        thread.join()
+
+
+def test_what_changes_is_told_once_and_what_is_healed_once_more(drift, on, receiver, tmp_path):
+    url, titles = receiver
+    file = tmp_path / "notify"
+    file.touch(mode=0o600)
+    file.write_text(url)
+    told = ("--notify", str(file))
+    assert drift(*told)[0] == 0
+    assert titles == []
+    on(HOST, "usermod -aG libvirt games")
+    for _ in range(2):
+        assert drift(*told)[0] == 2
+        assert titles == [f"kvmfleet: {HOST} drifted"]
+    on(HOST, "gpasswd -d games libvirt")
+    for _ in range(2):
+        assert drift(*told)[0] == 0
+        assert titles[1:] == [f"kvmfleet: {HOST} in sync again"]
 
 
 def test_a_host_that_is_down_is_unreachable_and_in_sync_when_it_is_back(kvmfleet, inventory, drift):
