@@ -1,4 +1,4 @@
-"""Asks many hosts at once, each on the cheapest way that leads to it, and returns one line a host."""
+"""Asks many hosts at once, each on the cheapest way that leads to it, and tells each answer as it comes."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from orchestrator.model import Boot, Collected, Step
 from orchestrator.reach import local, through_ansible
 from orchestrator.reach.question import Answer, Question, Silence, interpret, too_late
 from orchestrator.reach.route import AnsibleRoute, LocalRoute, SshRoute, choose
+from orchestrator.reach.turns import Turn, Turns
 from orchestrator.text import printable
 
 if TYPE_CHECKING:
     from orchestrator.reach.ssh import Ssh
 
-__all__ = ["ask_all", "collect"]
+__all__ = ["ask_all", "ask_each", "collect", "stream"]
 
 log = logging.getLogger(__name__)
 
-CONCURRENCY = 64  # sessions at once; more gain nothing, as one processor serves them all
+CONCURRENCY = 64
 CLEANING_UP_S = 5.0  # the collector on the host may need 3 s for it after its own deadline
 
 OnAnswer = Callable[[Collected], None]
@@ -47,18 +48,39 @@ def collect(
     on_answer: OnAnswer | None = None,
     on_step: OnStep | None = None,
 ) -> tuple[Collected, ...]:
-    """One answer or one problem a host, in the order of `hosts`.
+    """What `stream` tells, all of it at once, in the order of `hosts`."""
+    question = _question(boot, timeout_s)
+    return ask_all(hosts, question, options, secrets=secrets, settings=settings, on_answer=on_answer, on_step=on_step)
 
-    No host takes longer than `timeout_s` from the moment its turn comes. `on_answer` is called as each one is settled,
-    `on_step` whenever a guest that boots has come further.
+
+def stream(
+    hosts: Sequence[Host],
+    options: AnsibleOptions,
+    *,
+    boot: Boot,
+    secrets: Secrets = Secrets(),  # noqa: B008 - frozen
+    settings: Settings = Settings(),  # noqa: B008 - frozen
+    timeout_s: float = 60.0,
+    on_answer: OnAnswer,
+    on_step: OnStep | None = None,
+) -> None:
+    """Tells `on_answer` one answer or one problem a host as it comes, and keeps none of them.
+
+    No host takes longer than `timeout_s` from the moment its turn comes, waiting for others not counted. `on_step` is
+    called whenever a guest that boots has come further.
 
     Raises:
         KeyboardInterrupt: everything that was started has ended.
         ConvergeError: a host needs Ansible, and Ansible could not be run at all.
+        Exception: whatever a listener raises ends it all.
     """
+    question = _question(boot, timeout_s)
+    ask_each(hosts, question, options, secrets=secrets, settings=settings, on_answer=on_answer, on_step=on_step)
+
+
+def _question(boot: Boot, timeout_s: float) -> Question:
     program = payload.payload(boot, timeout_s=max(timeout_s - CLEANING_UP_S, timeout_s / 2))
-    question = Question(program, payload.decode, timeout_s, Path(boot.luggage) if boot.luggage else None)
-    return ask_all(hosts, question, options, secrets=secrets, settings=settings, on_answer=on_answer, on_step=on_step)
+    return Question(program, payload.decode, timeout_s, luggage=Path(boot.luggage) if boot.luggage else None)
 
 
 def ask_all(
@@ -71,10 +93,7 @@ def ask_all(
     on_answer: OnAnswer | None = None,
     on_step: OnStep | None = None,
 ) -> tuple[Collected, ...]:
-    """The same for any question."""
-    routes = {host.name: choose(host, secrets) for host in hosts}
-    fast = {name: route for name, route in routes.items() if not isinstance(route, AnsibleRoute)}
-    slow = {name: route for name, route in routes.items() if isinstance(route, AnsibleRoute)}
+    """`collect` for any question."""
     answers: dict[str, Collected] = {}
 
     def settle(answer: Collected) -> None:
@@ -82,24 +101,50 @@ def ask_all(
         if on_answer:
             on_answer(answer)
 
-    async def everything() -> None:
-        turns, sessions = asyncio.Semaphore(options.forks or CONCURRENCY), _Sessions(question, on_step)
-
-        async def one(name: str, route: SshRoute | LocalRoute) -> None:
-            async with turns:
-                settle(await sessions.ask(name, route))
-
-        await asyncio.gather(
-            *(one(name, route) for name, route in fast.items()),
-            _through_ansible(
-                [host for host in hosts if host.name in slow], question, options, secrets, settings, settle
-            ),
-        )
-
-    for name, route in slow.items():
-        log.info("%s goes through Ansible: %s", name, route.reason)
-    asyncio.run(everything())
+    ask_each(hosts, question, options, secrets=secrets, settings=settings, on_answer=settle, on_step=on_step)
     return tuple(answers[host.name] for host in hosts)
+
+
+def ask_each(
+    hosts: Sequence[Host],
+    question: Question,
+    options: AnsibleOptions,
+    *,
+    secrets: Secrets = Secrets(),  # noqa: B008 - frozen
+    settings: Settings = Settings(),  # noqa: B008 - frozen
+    on_answer: OnAnswer,
+    on_step: OnStep | None = None,
+) -> None:
+    """`stream` for any question."""
+    fast: dict[str, SshRoute | LocalRoute] = {}
+    slow: list[Host] = []
+    for host in hosts:
+        route = choose(host, secrets)
+        if isinstance(route, AnsibleRoute):
+            log.info("%s goes through Ansible: %s", host.name, route.reason)
+            slow.append(host)
+        else:
+            fast[host.name] = route
+
+    async def everything() -> None:
+        turns, sessions = Turns(options.forks or CONCURRENCY), _Sessions(question, on_step)
+
+        async def one(name: str, route: SshRoute | LocalRoute, turn: Turn) -> None:
+            try:
+                answer = await sessions.ask(name, route, turn)
+            finally:
+                turn.end()
+            on_answer(answer)
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_through_ansible(slow, question, options, secrets, settings, on_answer))
+            for name, route in fast.items():
+                tasks.create_task(one(name, route, await turns.take()))
+
+    try:
+        asyncio.run(everything())
+    except BaseExceptionGroup as several:  # of listeners and of Ansible; one is enough
+        raise several.exceptions[0] from None
 
 
 class _Sessions:
@@ -110,27 +155,29 @@ class _Sessions:
         self._on_step = on_step
         self._ssh: Ssh | None = None
 
-    async def ask(self, name: str, route: SshRoute | LocalRoute) -> Collected:
-        asked_at_s = time.time()
-        outcome = await self._in_time(name, route)
+    async def ask(self, name: str, route: SshRoute | LocalRoute, turn: Turn) -> Collected:
+        call = _Call(self._question.timeout_s, turn)
+        outcome = await self._in_time(name, route, call)
         path: Literal["local", "ssh"] = "local" if isinstance(route, LocalRoute) else "ssh"
         user = identity.user() if isinstance(route, LocalRoute) else route.user
-        return interpret(name, path, outcome, self._question, asked_at_s=asked_at_s, python=route.python, user=user)
+        return interpret(
+            name, path, outcome, self._question, asked_at_s=call.asked_at_s, python=route.python, user=user
+        )
 
-    async def _in_time(self, name: str, route: SshRoute | LocalRoute) -> Answer | Silence:
+    async def _in_time(self, name: str, route: SshRoute | LocalRoute, call: _Call) -> Answer | Silence:
         try:
-            async with asyncio.timeout(self._question.timeout_s):
-                return await self._outcome(route, self._addressed(name))
+            async with call.deadline:
+                return await self._outcome(route, self._addressed(name, call))
         except TimeoutError:
             return too_late(self._question)
         except Exception as e:  # whatever one host provokes, the others keep their answers
             log.debug("%s", name, exc_info=True)
             return Silence(f"asking it failed: {type(e).__name__}: {printable(str(e))}", unreachable=False)
 
-    def _addressed(self, name: str) -> Question:
-        if (tell := self._on_step) is None:
-            return self._question
-        return msgspec.structs.replace(self._question, on_step=lambda text: tell(Step(name, text)))
+    def _addressed(self, name: str, call: _Call) -> Question:
+        tell = self._on_step
+        on_step = None if tell is None else lambda text: tell(Step(name, text))
+        return msgspec.structs.replace(self._question, on_ready=call.ready, on_step=on_step)
 
     async def _outcome(self, route: SshRoute | LocalRoute, question: Question) -> Answer | Silence:
         if isinstance(route, LocalRoute):
@@ -140,6 +187,24 @@ class _Sessions:
 
             self._ssh = Ssh()
         return await self._ssh.ask(route, question)
+
+
+class _Call:
+    """One host that is being asked."""
+
+    def __init__(self, timeout_s: float, turn: Turn) -> None:
+        self.asked_at_s = time.time()
+        self.deadline = asyncio.timeout(timeout_s)
+        self._turn = turn
+
+    async def ready(self) -> None:
+        """The host can be given work: only now its clock runs, and waiting for a turn is not its fault."""
+        clock = asyncio.get_running_loop().time
+        came_at, deadline = clock(), self.deadline.when()
+        self.deadline.reschedule(None)
+        await self._turn.speaks()
+        self.deadline.reschedule(None if deadline is None else deadline + clock() - came_at)
+        self.asked_at_s = time.time()
 
 
 async def _through_ansible(

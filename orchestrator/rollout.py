@@ -9,7 +9,7 @@ import msgspec
 
 from orchestrator import __version__, drift, intent, lock, snapshot
 from orchestrator.checks.host import CONVERGED
-from orchestrator.collect import collect
+from orchestrator.collect import collect, stream
 from orchestrator.converge import Progress, converge
 from orchestrator.errors import KvmfleetError, StoreError
 from orchestrator.inventory import AnsibleOptions, Fleet, Host, Secrets
@@ -80,6 +80,7 @@ class Edges(NamedTuple):
 
     converge: Callable[..., tuple[HostConverged, ...]] = converge
     collect: Callable[..., tuple[Collected, ...]] = collect
+    stream: Callable[..., None] = stream
     store: Callable[[], Store] = Store
 
 
@@ -175,7 +176,7 @@ def watch(
 ) -> Watch:
     """Compares every host with its baseline. Changes nothing, starts no guest, and takes no lock.
 
-    Each host goes into the history as it answers.
+    Each host goes into the history as it answers, and its evidence is then dropped: only what drifted is kept.
 
     Raises:
         StoreError: the history, which knows the baselines, cannot be read or written.
@@ -193,7 +194,7 @@ def watch(
             found[collected.host] = run.watch(seen, snapshot.take(evidence).items if evidence else None)
             tell(collected)
 
-        edges.collect(
+        edges.stream(
             fleet.hosts,
             options,
             boot=Boot("none"),

@@ -20,7 +20,11 @@ CLEANING_UP_S = 4.0
 async def ask(route: LocalRoute, question: Question) -> Answer | Silence:
     """Run the question in a session of its own, so that nothing of it outlives a cancelled wait."""
     process = await asyncio.create_subprocess_exec(
-        *argv(sudo=route.sudo, pythons=[route.python] if route.python else PYTHONS),
+        *argv(
+            sudo=route.sudo,
+            password=bool(route.become_password),
+            pythons=[route.python] if route.python else PYTHONS,
+        ),
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         start_new_session=True,
     )  # fmt: skip
@@ -28,7 +32,9 @@ async def ask(route: LocalRoute, question: Question) -> Answer | Silence:
         assert process.stdin
         assert process.stdout
         assert process.stderr
-        return await converse(question, process.stdin, process.stdout, process.stderr, process.wait)
+        return await converse(
+            question, process.stdin, process.stdout, process.stderr, process.wait, password=route.become_password
+        )
     finally:
         await _end(process)
 

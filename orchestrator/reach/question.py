@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import shlex
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -33,16 +34,22 @@ __all__ = [
 _CHUNK = 1 << 18
 _NO_PYTHON, _NO_SUDO = 96, 97  # exit codes of _SCRIPT
 
+_READY = "---- kvmfleet is ready ----"  # Python runs, with the rights that it needs; the program may come
+_PASSWORD = "---- kvmfleet needs the password ----"
+
 # Runs under whatever login shell the host has, quoted once: no single quote, backslash or exclamation mark in here.
-# Candidates for Python are its arguments; the length of the program comes on stdin, then the program, then its luggage.
+# Candidates for Python are its arguments. Python says that it is ready, and reads from stdin the length of the program,
+# the program, then its luggage. sudo reads the password no further than to the end of its line.
 _SCRIPT = f"""\
-LC_ALL=C; export LC_ALL; python=; read="import sys; b = sys.stdin.buffer; exec(b.read(int(b.readline())))"
+LC_ALL=C; export LC_ALL; python=; ready="{_READY}"
+read="import sys; print(sys.argv[1], flush=True); b = sys.stdin.buffer; exec(b.read(int(b.readline())))"
 for p in "$@"; do command -v "$p" >/dev/null 2>&1 && python=$p && break; done
 test -n "$python" || exit {_NO_PYTHON}
-test "$become" = no && exec "$python" -I -c "$read"
-test "$(id -u)" = 0 && exec "$python" -I -c "$read"
+test "$become" = no && exec "$python" -I -c "$read" "$ready"
+test "$(id -u)" = 0 && exec "$python" -I -c "$read" "$ready"
 command -v sudo >/dev/null 2>&1 || exit {_NO_SUDO}
-exec sudo -n -- "$python" -I -c "$read"
+test "$become" = password && exec sudo -S -p "{_PASSWORD}" -- "$python" -I -c "$read" "$ready"
+exec sudo -n -- "$python" -I -c "$read" "$ready"
 """
 PYTHONS = ("/usr/bin/python3", "/usr/libexec/platform-python", "/usr/local/bin/python3", "python3")
 
@@ -52,8 +59,10 @@ class Question(msgspec.Struct, frozen=True):
 
     program: bytes
     decode: Callable[[bytes], Evidence]
-    timeout_s: float
+    timeout_s: float  # for all of it
+    silence_s: float = 30.0  # for its login shell, sudo and Python to say a word, and later for its sshd to be heard
     luggage: Path | None = None  # a file that the program reads from stdin after itself
+    on_ready: Callable[[], Awaitable[None]] | None = None  # waited for between the host's first word and the program
     on_step: Callable[[str], None] | None = None  # hears what a long answer has reached; Ansible tells only at the end
 
     @property
@@ -92,6 +101,15 @@ def too_late(question: Question) -> Silence:
     )
 
 
+def _mute(question: Question) -> Silence:
+    """The answer of a host that was reached, and on which our program could not even begin."""
+    return Silence(
+        f"no word from its login shell, sudo or Python for {question.silence_s:g} s",
+        "Log in and see what hangs there: a start-up file of the shell, sudo, or a network file system.",
+        unreachable=False,
+    )
+
+
 class Reader(Protocol):
     """The part that the streams of asyncio and asyncssh have in common."""
 
@@ -106,30 +124,74 @@ class Writer(Protocol):
     def write_eof(self) -> None: ...
 
 
-def argv(*, sudo: bool, pythons: Sequence[str] = PYTHONS) -> list[str]:
+def argv(*, sudo: bool, password: bool = False, pythons: Sequence[str] = PYTHONS) -> list[str]:
     """The command that reads a Python program from stdin and runs it as root, with the first Python that exists."""
-    return ["/bin/sh", "-c", f"become={'yes' if sudo else 'no'}; {_SCRIPT}", "kvmfleet", *pythons]
+    become = "no" if not sudo else "password" if password else "yes"
+    return ["/bin/sh", "-c", f"become={become}; {_SCRIPT}", "kvmfleet", *pythons]
 
 
-def command_line(*, sudo: bool, python: str) -> str:
+def command_line(*, sudo: bool, password: bool, python: str) -> str:
     """The same for a remote login shell of any kind."""
-    return shlex.join(argv(sudo=sudo, pythons=[python] if python else PYTHONS))
+    return shlex.join(argv(sudo=sudo, password=password, pythons=[python] if python else PYTHONS))
 
 
 async def converse(
-    question: Question, stdin: Writer, stdout: Reader, stderr: Reader, ended: Callable[[], Awaitable[int | None]]
-) -> Answer:
-    """All that a host says until it has ended, or until it says too much. It need not listen to the end."""
-    speaker = asyncio.create_task(_speak(question, stdin))
+    question: Question,
+    stdin: Writer,
+    stdout: Reader,
+    stderr: Reader,
+    ended: Callable[[], Awaitable[int | None]],
+    *,
+    password: str = "",
+) -> Answer | Silence:
+    """All that a host says until it has ended, or until it says too much. It need not listen to the end.
+
+    It is sent the program once Python is ready there, and `password` when sudo asks for it, once.
+    """
+    words = _FirstWords(question.silence_s)
+    speaker = asyncio.create_task(_speak(question, stdin, words, password))
     try:
-        return await _hear(question, stdout, stderr, ended)
+        async with words.patience:
+            return await _hear(question, stdout, stderr, ended, words)
+    except TimeoutError:
+        if not words.patience.expired():
+            raise
+        return _mute(question)
     finally:
         speaker.cancel()
         await asyncio.wait([speaker])
 
 
-async def _speak(question: Question, stdin: Writer) -> None:
+class _FirstWords:
+    """What a host says before it is given anything: until then, it has cost us no more than a connection."""
+
+    def __init__(self, silence_s: float) -> None:
+        self.said: asyncio.Queue[str] = asyncio.Queue()  # the marks of _SCRIPT
+        self.patience = asyncio.timeout(silence_s)
+        self._silence_s = silence_s
+        self._heard = {_PASSWORD: 0, _READY: 0}
+
+    def listen(self, kept: bytearray, mark: str) -> None:
+        """Login shells may print anything before, in the same line too."""
+        if self._heard[_READY]:
+            return
+        for _ in range(kept.count(mark.encode()) - self._heard[mark]):
+            self._heard[mark] += 1
+            self.said.put_nowait(mark)
+        patient_until = asyncio.get_running_loop().time() + self._silence_s
+        self.patience.reschedule(None if self._heard[_READY] else patient_until)
+
+
+async def _speak(question: Question, stdin: Writer, words: _FirstWords, password: str) -> None:
     with contextlib.suppress(OSError):  # it ended without reading: its status says why
+        while await words.said.get() != _READY:
+            if not password:  # sudo asks again, as the one that it got is wrong
+                return stdin.write_eof()
+            stdin.write(f"{password}\n".encode())
+            await stdin.drain()
+            password = ""
+        if question.on_ready:
+            await question.on_ready()
         stdin.write(question.spoken)
         await stdin.drain()
         if question.luggage:
@@ -141,9 +203,16 @@ async def _speak(question: Question, stdin: Writer) -> None:
 
 
 async def _hear(
-    question: Question, stdout: Reader, stderr: Reader, ended: Callable[[], Awaitable[int | None]]
+    question: Question,
+    stdout: Reader,
+    stderr: Reader,
+    ended: Callable[[], Awaitable[int | None]],
+    words: _FirstWords,
 ) -> Answer:
-    readers = [asyncio.create_task(_read(stream, question.on_step)) for stream in (stdout, stderr)]
+    readers = [
+        asyncio.create_task(_read(stream, question.on_step, functools.partial(words.listen, mark=mark)))
+        for stream, mark in ((stdout, _READY), (stderr, _PASSWORD))
+    ]
     try:
         out, err = await asyncio.gather(*readers)
         return Answer(out, err, await ended())
@@ -159,10 +228,11 @@ class _Flood(Exception):
         self.kept = kept
 
 
-async def _read(reader: Reader, on_step: Callable[[str], None] | None) -> bytes:
+async def _read(reader: Reader, on_step: Callable[[str], None] | None, listen: Callable[[bytearray], None]) -> bytes:
     kept, told = bytearray(), 0
     while chunk := await reader.read(65536):
         kept += chunk
+        listen(kept)
         if len(kept) > MAX_BYTES:
             raise _Flood(bytes(kept))
         if on_step:
@@ -217,6 +287,7 @@ _SUDO = (
     ("a terminal is required", "sudo asks for a password", f"Give it with -K, or allow it without: {_ALLOW}"),
     ("Missing sudo password", "sudo asks for a password", f"Give it with -K, or allow it without: {_ALLOW}"),
     ("Incorrect sudo password", "sudo refuses the password", "Type it again: -K"),
+    ("incorrect password attempt", "sudo refuses the password", "Type it again: -K"),
     ("not in the sudoers file", "sudo does not know this user", f"Allow it: {_ALLOW}"),
     ("may not run sudo", "sudo does not know this user", f"Allow it: {_ALLOW}"),
     ("is not allowed to", "sudo does not allow this user to run Python as root", f"Allow it: {_ALLOW}"),

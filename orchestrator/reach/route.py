@@ -31,13 +31,15 @@ class SshRoute(msgspec.Struct, frozen=True, kw_only=True):
     identities_only: bool = False
     password: str = ""
     jump: str = ""
+    proxy: str = ""  # ProxyCommand: a line of shell in which %h, %p, %r, %n and %% are yet to be filled in
     known_hosts: tuple[str, ...] = ()
     trust: Trust = "config"
     connect_timeout_s: float = 10.0
     sudo: bool = True
+    become_password: str = ""
     python: str = ""  # "": look for one
 
-    def __repr__(self) -> str:  # it may hold a password
+    def __repr__(self) -> str:  # it may hold passwords
         return f"SshRoute({self.user}@{self.address}:{self.port})"
 
 
@@ -45,7 +47,11 @@ class LocalRoute(msgspec.Struct, frozen=True, kw_only=True):
     """This machine."""
 
     sudo: bool = True
+    become_password: str = ""
     python: str = ""
+
+    def __repr__(self) -> str:  # it may hold a password
+        return "LocalRoute()"
 
 
 class AnsibleRoute(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,13 +74,16 @@ def choose(host: Host, secrets: Secrets) -> Route:
             raise _NeedsAnsible(f"its connection is {host.connection}")
         if host.templated:
             raise _NeedsAnsible(f"{host.templated[0]} is a template or encrypted")
-        sudo = _sudo(host, secrets)
-        return LocalRoute(sudo=sudo, python=host.python) if host.connection == "local" else _ssh(host, secrets, sudo)
+        sudo = _sudo(host)
+        password = (_text(host.variables, *_BECOME_PASSWORD) or secrets.become) if sudo else ""
+        if host.connection == "local":
+            return LocalRoute(sudo=sudo, become_password=password, python=host.python)
+        return _ssh(host, secrets, sudo=sudo, become_password=password)
     except _NeedsAnsible as e:
         return AnsibleRoute(reason=str(e))
 
 
-def _sudo(host: Host, secrets: Secrets) -> bool:
+def _sudo(host: Host) -> bool:
     """Whether to become root on the way; the playbooks always do, unless a variable of the host forbids it."""
     if str(host.variables.get("ansible_become", "yes")).lower() in ("no", "false", "0", "off", "n", "f"):
         return False
@@ -82,19 +91,19 @@ def _sudo(host: Host, secrets: Secrets) -> bool:
         raise _NeedsAnsible(f"it becomes root with {host.become_method}")
     if host.become_user != "root":
         raise _NeedsAnsible(f"it becomes {host.become_user}")
-    if secrets.become:
-        raise _NeedsAnsible("a become password was given")
     _refuse_unknown(host.variables, _BECOME)
     return True
 
 
-def _ssh(host: Host, secrets: Secrets, sudo: bool) -> SshRoute:
+def _ssh(host: Host, secrets: Secrets, *, sudo: bool, become_password: str) -> SshRoute:
     _refuse_unknown(host.variables, _CONNECTION)
     arguments = _arguments(host.ssh_args)
 
     def first(name: str) -> str:
         return arguments.get(name, ("",))[0]
 
+    if first("proxyjump") and first("proxycommand"):
+        raise _NeedsAnsible("its ssh arguments hold proxyjump and proxycommand")
     return SshRoute(
         address=host.address,
         port=_port(_agree("port", str(host.port or ""), first("port"))),
@@ -104,10 +113,12 @@ def _ssh(host: Host, secrets: Secrets, sudo: bool) -> SshRoute:
         password=_text(host.variables, "ansible_password", "ansible_ssh_pass", "ansible_ssh_password")
         or secrets.connection,
         jump=first("proxyjump"),
+        proxy=first("proxycommand"),
         known_hosts=(*first("userknownhostsfile").split(), *first("globalknownhostsfile").split()),
         trust=_trust(host, first("stricthostkeychecking").lower()),
         connect_timeout_s=host.connect_timeout_s,
         sudo=sudo,
+        become_password=become_password,
         python=host.python,
     )
 
@@ -151,10 +162,11 @@ def _text(variables: Mapping[str, Any], *names: str) -> str:
 # Variables of the connection that inventory.py resolved, that are read above, or that change nothing for one session.
 _UNDERSTOOD = re.compile(
     r"ansible_(ssh_)?(host|user|port|pass|password|private_key_file|timeout|host_key_checking)$"
-    r"|ansible_ssh_((common|extra)_)?args$|ansible_become(_user|_method)?$"
+    r"|ansible_ssh_((common|extra)_)?args$|ansible_become(_user|_method|_pass|_password)?$"
     r"|ansible_(ssh_)?(pipelining|retries|reconnection_retries|use_tty|transfer_method|verbosity|control_path(_dir)?)$"
     r"|ansible_ssh_(sftp|scp|password_mechanism|host_key_)\w*$"
 )
+_BECOME_PASSWORD = ("ansible_become_password", "ansible_become_pass")
 _BECOME = re.compile(r"ansible_(become|sudo|su)(_|$)")
 _CONNECTION = re.compile(r"ansible_(ssh|private_key|pkcs11|host_key)(_|$)")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,10 @@ from orchestrator.text import printable
 
 __all__ = ["Ssh"]
 
+KEEPALIVES = 3  # that may stay without an answer before a host counts as silent
+CIPHERS = (
+    "^aes128-gcm@openssh.com,aes256-gcm@openssh.com"  # first: with asyncssh's own first, each host costs a sixth more
+)
 _DEFAULT_KEYS = ("id_ed25519_sk", "id_ecdsa_sk", "id_ed25519", "id_ecdsa", "id_rsa")
 
 
@@ -36,12 +41,14 @@ class Ssh:
         self._known = KnownHosts()
 
     async def ask(self, route: SshRoute, question: Question) -> Answer | Silence:
-        """Cancelling it closes the connection; a program on the host that does not notice ends by its own deadline.
+        """Connecting has its own limit, as has silence; the limit of the whole is the caller's.
+
+        Cancelling it closes the connection; a program on the host that does not notice ends by its own deadline.
 
         It cannot be ended from here: sshd passes signals on neither to root's processes nor to sudo's.
         """
         try:
-            call = self._prepare(route)
+            call = self._prepare(route, question.silence_s)
         except (asyncssh.ConfigParseError, OSError, ValueError) as e:
             return Silence(f"the ssh configuration cannot be used: {printable(str(e))}", "Check ~/.ssh/config.")
         try:
@@ -51,38 +58,48 @@ class Ssh:
         try:
             return await _converse(connection, route, question)
         except (OSError, asyncssh.Error) as e:
-            return Silence(
-                f"the connection broke before the answer was complete: {printable(str(e))}",
-                "The host may be restarting, or its sshd ends sessions: see its log.",
-                unreachable=False,
+            return (
+                _mute(call.target, question)
+                if "keepalive" in str(e)
+                else Silence(
+                    f"the connection broke before the answer was complete: {printable(str(e))}",
+                    "The host may be restarting, or its sshd ends sessions: see its log.",
+                    unreachable=False,
+                )
             )
         finally:
             await _close(connection)
 
-    def _prepare(self, route: SshRoute) -> _Call:
+    def _prepare(self, route: SshRoute, silence_s: float) -> _Call:
         """Ask the ssh configuration first, without keys, then say everything that it may not decide."""
         given: dict[str, Any] = {
-            "config": [path for path in (Path("~/.ssh/config").expanduser(), Path("/etc/ssh/ssh_config"))
-                       if os.access(path, os.R_OK)],
             **({"port": route.port} if route.port else {}),
             **({"username": route.user} if route.user else {}),
-        }  # fmt: skip
+        }
+        files = [path for path in (Path("~/.ssh/config").expanduser(), Path("/etc/ssh/ssh_config"))
+                 if os.access(path, os.R_OK)]  # fmt: skip
         configured = asyncssh.SSHClientConnectionOptions(
-            host=route.address, client_keys=None, known_hosts=None, **given
+            host=route.address, client_keys=None, known_hosts=None, config=files, **given
         )
+        jump, proxy = _way(route, configured)
         paths = self._key_paths(route, configured)
         keys = [key for path in paths if not isinstance(key := self._key(path), str)]
         host_keys = HostKeys(route, configured, self._known)
         arguments = {
             **given,
+            **_read_once(configured, files, again=bool(jump)),
             "client_factory": lambda: host_keys,
             "client_keys": keys or [],
             "ignore_encrypted": True,
             "known_hosts": host_keys.trusted,
             "connect_timeout": route.connect_timeout_s,
             "login_timeout": route.connect_timeout_s,
+            "keepalive_interval": silence_s / (KEEPALIVES + 1),
+            "keepalive_count_max": KEEPALIVES,
             "client_version": "kvmfleet",
-            **({"tunnel": route.jump} if route.jump else {}),
+            "tunnel": jump or None,
+            "proxy_command": ["/bin/sh", "-c", f"exec {proxy}"] if proxy else None,
+            **({} if configured.config.get("Ciphers") else {"encryption_algs": CIPHERS}),
             **({"password": route.password} if route.password else {}),
             **(_only(paths) if route.identities_only or configured.config.get("IdentitiesOnly") else {}),
         }  # fmt: skip
@@ -90,7 +107,8 @@ class Ssh:
             address=str(configured.host or route.address),
             port=int(configured.port or 22),
             user=str(configured.username),
-            jump=route.jump or str(configured.tunnel or ""),
+            through=jump or proxy,
+            options=("-J", jump) if jump else ("-o", f"ProxyCommand={proxy}") if proxy else (),
             timeout_s=route.connect_timeout_s,
             keys={path: key if isinstance(key := self._key(path), str) else "" for path in paths},
             password=bool(route.password),
@@ -111,6 +129,40 @@ class Ssh:
         return self._keys[path]
 
 
+def _way(route: SshRoute, configured: asyncssh.SSHClientConnectionOptions) -> tuple[str, str]:
+    """ProxyJump and ProxyCommand, of which at most one is set; the command line comes before the configuration."""
+    if route.proxy:
+        return "", "" if route.proxy.lower() == "none" else _filled(route.proxy, route.address, configured)
+    jump = route.jump or str(configured.tunnel or "")
+    return ("", "") if jump.lower() == "none" else (jump, "" if jump else _proxy_of(configured))
+
+
+def _proxy_of(configured: asyncssh.SSHClientConnectionOptions) -> str:
+    """asyncssh fills it in, but would run it without the shell that ssh runs it with."""
+    command = str(configured.config.get("ProxyCommand") or "")
+    return "" if command.lower() == "none" else command
+
+
+def _filled(command: str, name: str, configured: asyncssh.SSHClientConnectionOptions) -> str:
+    host, port, user = configured.host or name, configured.port or 22, configured.username
+    known = {"%h": host, "%p": port, "%r": user, "%n": name, "%%": "%"}
+    return re.sub("%[hprn%]", lambda token: str(known[token.group()]), command)
+
+
+def _read_once(configured: asyncssh.SSHClientConnectionOptions, files: list[Path], *, again: bool) -> dict[str, Any]:
+    """For asyncssh to go on from what it read, unless something that it learns later makes it read anew."""
+    if again or configured.canonicalize_hostname or configured.config.has_match_final():
+        return {"config": files}
+    return {"options": configured, "config": ()}
+
+
+def _mute(target: Target, question: Question) -> Silence:
+    return Silence(
+        f"nothing was heard from {target.where} for {question.silence_s:g} s, after it had let us in",
+        "It went down or hangs, or the network in between broke. Look at it, then run the same command again.",
+    )
+
+
 def _only(paths: list[str]) -> dict[str, Any]:
     """IdentitiesOnly: of the agent's keys only those whose public half lies beside a key file, so maybe none."""
     public = [f"{path}.pub" for path in paths if Path(f"{path}.pub").is_file()]
@@ -126,15 +178,17 @@ def _read_key(path: str) -> asyncssh.SSHKey | str:
         return "has a passphrase and is not in the agent" if "assphrase" in str(e) else "is no private key"
 
 
-async def _converse(connection: asyncssh.SSHClientConnection, route: SshRoute, question: Question) -> Answer:
-    command = command_line(python=route.python, sudo=route.sudo)
+async def _converse(connection: asyncssh.SSHClientConnection, route: SshRoute, question: Question) -> Answer | Silence:
+    command = command_line(python=route.python, sudo=route.sudo, password=bool(route.become_password))
     process: asyncssh.SSHClientProcess[bytes] = await connection.create_process(command, encoding=None)
 
     async def ended() -> int | None:
         await process.wait_closed()
         return process.exit_status
 
-    return await converse(question, process.stdin, process.stdout, process.stderr, ended)
+    return await converse(
+        question, process.stdin, process.stdout, process.stderr, ended, password=route.become_password
+    )
 
 
 async def _close(connection: asyncssh.SSHClientConnection) -> None:

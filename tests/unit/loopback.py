@@ -46,6 +46,7 @@ class Sshd:
         self.port = port
         self.key = folder / "key"
         self.known_hosts = folder / "known_hosts"
+        self.process: subprocess.Popen[bytes]
 
     def host(self, name: str = "hv1", *, ssh_args: str | None = None, **more: Any) -> Host:
         """As inventory.load would describe it."""
@@ -78,7 +79,7 @@ def sshd(folder: Path, *addresses: str, force: str = "", more: str = "") -> Iter
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     assert SSHD, "openssh-server is not installed"
-    process = subprocess.Popen([SSHD, "-D", "-e", "-f", str(config)], start_new_session=True)
+    process = server.process = subprocess.Popen([SSHD, "-D", "-e", "-f", str(config)], start_new_session=True)
     try:
         _wait(server, process)
         yield server

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import os
 import resource
@@ -11,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -19,8 +22,9 @@ from evidence import lasting
 from loopback import SSHD, Sshd, make_key, sshd
 
 from orchestrator import payload
-from orchestrator.collect import ask_all, collect
+from orchestrator.collect import ask_all, ask_each, collect
 from orchestrator.collector.main import STEP
+from orchestrator.errors import StoreError
 from orchestrator.inventory import AnsibleOptions, Host
 from orchestrator.model import Boot, Collected, Evidence, Step
 from orchestrator.payload import MAX_BYTES
@@ -453,6 +457,133 @@ def test_a_hanging_host_is_given_up_at_its_deadline_and_the_others_are_not_held_
     assert "no evidence within 8 s" in answers[0].problem
     assert [a.problem for a in answers[1:]] == [""] * 4
     assert max(settled, key=settled.__getitem__) == "slow"
+
+
+@pytest.mark.parametrize("noise", ["", "echo Welcome; "])
+def test_a_host_whose_login_shell_hangs_is_given_up_when_it_was_silent_for_long(tmp_path: Path, noise: str) -> None:
+    question = msgspec.structs.replace(QUESTION, silence_s=1.0)
+    with sshd(tmp_path / "hanging", force=f"{noise}exec sleep 60") as hanging:
+        (answer,) = ask(hanging.host(), question=question)
+    assert answer.problem == "no word from its login shell, sudo or Python for 1 s"
+    assert not answer.unreachable
+
+
+def test_a_host_that_works_for_long_is_not_silent(honest: Sshd) -> None:
+    program = b"import time; time.sleep(2)\n" + PROGRAM
+    (answer,) = ask(honest.host(), question=msgspec.structs.replace(QUESTION, program=program, silence_s=1.0))
+    assert answer.problem == ""
+
+
+def test_a_local_program_that_cannot_begin_is_given_up_too(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexec sleep 60\n")
+    python.chmod(0o755)
+    here = msgspec.structs.replace(LOCAL, python=str(python), variables={"ansible_become": False})
+    (answer,) = ask(here, question=msgspec.structs.replace(QUESTION, silence_s=1.0))
+    assert answer.problem == "no word from its login shell, sudo or Python for 1 s"
+
+
+def test_an_sshd_that_stops_in_the_middle_is_given_up_when_it_was_silent_for_long(honest: Sshd, tmp_path: Path) -> None:
+    program = """
+import os, signal, time
+sshd = os.getppid()
+while "sshd" not in open(f"/proc/{sshd}/comm").read():
+    sshd = int(open(f"/proc/{sshd}/stat").read().rpartition(")")[2].split()[1])
+os.kill(sshd, signal.SIGSTOP)
+time.sleep(8)
+os.kill(sshd, signal.SIGCONT)
+"""
+    question = msgspec.structs.replace(QUESTION, program=program.encode(), silence_s=2.0, timeout_s=60.0)
+    (answer,) = ask(honest.host(variables={"ansible_become": os.geteuid() == 0}), question=question)
+    assert answer.unreachable
+    assert "nothing was heard from 127.0.0.1" in answer.problem
+    assert "for 2 s, after it had let us in" in answer.problem
+
+
+def test_dead_hosts_of_every_kind_do_not_keep_the_turns_from_the_others(honest: Sshd, tmp_path: Path) -> None:
+    """One turn, and before the hosts that answer, those that let us wait."""
+    question = msgspec.structs.replace(QUESTION, silence_s=10.0, timeout_s=60.0)
+    told: list[str] = []
+    with (
+        socket.create_server(("127.0.0.1", 0)) as accepts,
+        socket.create_server(("127.0.0.1", 0), backlog=0) as full,
+        sshd(tmp_path / "stopped") as stopped,
+        sshd(tmp_path / "hanging", force="exec sleep 60") as hanging,
+        occupied(full),
+    ):
+        stopped.process.send_signal(signal.SIGSTOP)
+        dead = [
+            honest.host("mute", port=accepts.getsockname()[1], connect_timeout_s=10),
+            honest.host("blackhole", port=full.getsockname()[1], connect_timeout_s=10),
+            stopped.host("stopped", connect_timeout_s=10),
+            hanging.host("hangs"),
+        ]
+        alive = [honest.host(f"hv{number}") for number in range(4)]
+        try:
+            answers = ask_all(
+                [*dead, *alive], question, AnsibleOptions(forks=1), on_answer=lambda answer: told.append(answer.host)
+            )
+        finally:
+            stopped.process.send_signal(signal.SIGCONT)
+    assert set(told[:4]) == {host.name for host in alive}
+    assert [answer.problem for answer in answers[4:]] == [""] * 4
+    for answer in answers[:3]:
+        assert "did not answer within 10 s" in answer.problem
+    assert "no word from its login shell" in answers[3].problem
+
+
+@contextmanager
+def occupied(listening: socket.socket) -> Iterator[None]:
+    """Nobody accepts, and the queue of connections is full: the next one gets no answer, as from a host that is off."""
+    with contextlib.ExitStack() as callers:
+        for _ in range(4):
+            caller = callers.enter_context(socket.socket())
+            caller.setblocking(False)
+            caller.connect_ex(listening.getsockname())
+        yield
+
+
+def test_no_more_hosts_work_at_once_than_there_are_turns_however_slowly_they_log_in(tmp_path: Path) -> None:
+    """Each is slower to speak than its turn lasts, so that all of them are on the way at once; their work is not."""
+    log = tmp_path / "log"
+    program = f"""
+import time
+with open({str(log)!r}, "a") as log:
+    log.write("begin\\n"); log.flush(); time.sleep(0.3); log.write("end\\n")
+""".encode()
+    question = msgspec.structs.replace(QUESTION, program=program + PROGRAM)
+    with sshd(tmp_path / "slow", force='sleep 2; exec sh -c "$SSH_ORIGINAL_COMMAND"') as slow:
+        started = time.monotonic()
+        answers = ask_all([slow.host(f"hv{i}") for i in range(4)], question, AnsibleOptions(forks=1))
+        took_s = time.monotonic() - started
+    assert [answer.problem for answer in answers] == [""] * 4
+    assert log.read_text().split() == ["begin", "end"] * 4
+    assert took_s < 60
+
+
+def test_what_a_listener_raises_ends_the_run_and_reaches_the_caller(honest: Sshd) -> None:
+    told: list[str] = []
+
+    def full(answer: Collected) -> None:
+        told.append(answer.host)
+        raise StoreError("the disk is full")
+
+    with pytest.raises(StoreError, match="the disk is full"):
+        ask_each([honest.host(f"hv{i}") for i in range(8)], QUESTION, AnsibleOptions(forks=1), on_answer=full)
+    assert told == ["hv0"]
+
+
+def test_answers_are_dropped_once_they_were_told(honest: Sshd) -> None:
+    alive: list[int] = []
+    before = kept_evidence()
+    hosts = [honest.host(f"hv{i}") for i in range(12)]
+    ask_each(hosts, QUESTION, AnsibleOptions(forks=2), on_answer=lambda _: alive.append(kept_evidence() - before))
+    assert len(alive) == 12
+    assert max(alive) <= 4
+
+
+def kept_evidence() -> int:
+    return sum(isinstance(thing, Evidence) and thing.asked_at_s > 0 for thing in gc.get_objects())
 
 
 def test_a_hanging_local_program_leaves_no_process_behind(tmp_path: Path) -> None:

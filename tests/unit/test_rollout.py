@@ -57,7 +57,10 @@ def world(
             more["on_answer"](answer)
         return tuple(collected)
 
-    return Edges(converge=converge, collect=collect)
+    def stream(hosts: tuple[Host, ...], options: AnsibleOptions, **more: Any) -> None:
+        collect(hosts, options, **more)
+
+    return Edges(converge=converge, collect=collect, stream=stream)
 
 
 def failed(host: str, message: str = "the disk is full") -> HostConverged:
@@ -293,12 +296,12 @@ def test_no_guest_is_started_to_look_for_drift_and_a_host_without_an_answer_is_u
 def test_each_host_is_in_the_history_as_soon_as_it_answered(history: Store) -> None:
     rollout.provision(fleet("h1", "h2"), OPTIONS, edges=world())
 
-    def collect(hosts: tuple[Host, ...], _options: AnsibleOptions, **more: Any) -> tuple[Collected, ...]:
+    def stream(hosts: tuple[Host, ...], _options: AnsibleOptions, **more: Any) -> None:
         more["on_answer"](Collected("h1", "ssh", evidence=evidence_of({})))
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        rollout.watch(fleet("h1", "h2"), OPTIONS, edges=Edges(collect=collect))
+        rollout.watch(fleet("h1", "h2"), OPTIONS, edges=Edges(stream=stream))
     assert history.watched("h1")
     assert history.watched("h2") is None
     assert history.runs()[0].state != "finished"

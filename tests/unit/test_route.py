@@ -47,14 +47,14 @@ def test_a_local_host_ignores_what_concerns_ssh() -> None:
         ({"templated": ("ansible_user",)}, "ansible_user is a template"),
         ({"become_method": "doas"}, "it becomes root with doas"),
         ({"become_user": "amy"}, "it becomes amy"),
-        ({"variables": {"ansible_become_password": "x"}}, "ansible_become_password is set"),
         ({"variables": {"ansible_sudo_pass": "x"}}, "ansible_sudo_pass is set"),
         ({"variables": {"ansible_become_flags": "-E"}}, "ansible_become_flags is set"),
         ({"variables": {"ansible_ssh_executable": "/opt/ssh"}}, "ansible_ssh_executable is set"),
         ({"variables": {"ansible_ssh_pkcs11_provider": "/lib/x.so"}}, "ansible_ssh_pkcs11_provider is set"),
         ({"ssh_args": "-o Ciphers=aes128-ctr"}, "its ssh arguments hold ciphers"),
         ({"ssh_args": "-F other"}, "its ssh arguments hold -F"),
-        ({"ssh_args": "-o ProxyCommand='nc %h %p'"}, "its ssh arguments hold proxycommand"),
+        ({"ssh_args": "-o ProxyCommand='nc %h %C'"}, "its ssh arguments hold proxycommand"),
+        ({"ssh_args": "-J jump -o ProxyCommand='nc %h %p'"}, "hold proxyjump and proxycommand"),
         ({"ssh_args": "-o UserKnownHostsFile=/%h"}, "its ssh arguments hold userknownhostsfile"),
         ({"ssh_args": "-o 'unfinished"}, "its ssh arguments hold"),
         ({"ssh_args": "-l bob", "user": "amy"}, "different users"),
@@ -66,10 +66,17 @@ def test_what_only_ansible_understands_goes_through_ansible_and_is_named(fields:
     assert words in reason(**fields)
 
 
-def test_a_become_password_goes_through_ansible_unless_nobody_becomes_anybody() -> None:
-    secrets = Secrets(become="hunter2")
-    assert "become password" in reason(secrets)
-    assert not ssh(secrets, variables={"ansible_become": False}).sudo
+@pytest.mark.parametrize("name", ["ansible_become_password", "ansible_become_pass"])
+def test_a_become_password_is_for_sudo_alone_and_is_never_shown(name: str) -> None:
+    typed = Secrets(become="typed")
+    assert ssh(typed).become_password == "typed"
+    assert ssh(typed, variables={name: "written"}).become_password == "written"
+    assert ssh(typed, variables={"ansible_become": False}).become_password == ""
+    here = choose(Host(name="here", address="x", connection="local", variables={name: "written"}), typed)
+    assert isinstance(here, LocalRoute)
+    assert here.become_password == "written"
+    assert "written" not in repr(here)
+    assert "written" not in repr(ssh(variables={name: "written"}))
 
 
 @pytest.mark.parametrize("value", [False, "no", "False", "0", 0])
