@@ -25,6 +25,13 @@ PLAIN = {
 }
 """All of our own ansible.cfg, which is for a plain `ansible-playbook` in the checkout."""
 
+BEYOND = (
+    "ssh_executable", "pkcs11_provider", "private_key", "private_key_passphrase",
+    "ANSIBLE_BECOME_EXE", "ANSIBLE_BECOME_FLAGS", "ANSIBLE_BECOME_PASS",
+    "ANSIBLE_SUDO_EXE", "ANSIBLE_SUDO_FLAGS", "ANSIBLE_SUDO_PASS",
+)  # fmt: skip
+"""Settings of Ansible's ssh, and variables of the environment for its sudo, that only Ansible obeys."""
+
 
 class Settings(msgspec.Struct, frozen=True):
     """Only what differs from Ansible's own defaults; the rest is None, empty, or the default itself."""
@@ -43,6 +50,7 @@ class Settings(msgspec.Struct, frozen=True):
     interpreter: str = ""
     forks: int | None = None
     inventory: tuple[str, ...] = ()
+    beyond: tuple[str, ...] = ()  # what the fast ways to a host do not know
     roles_path: tuple[str, ...] = ()
     collections_path: tuple[str, ...] = ("~/.ansible/collections", "/usr/share/ansible/collections")
 
@@ -74,6 +82,7 @@ def decode(base: bytes = b"", ssh: bytes = b"") -> Settings:
         interpreter=str(said.get("INTERPRETER_PYTHON") or ""),
         forks=said.get("DEFAULT_FORKS"),
         inventory=tuple(said.get("DEFAULT_HOST_LIST") or ()),
+        beyond=tuple(name for name in BEYOND if said.get(f"ssh.{name}") or name in os.environ),
         roles_path=tuple(said.get("DEFAULT_ROLES_PATH") or ()),
         collections_path=tuple(said.get("COLLECTIONS_PATHS") or Settings.__struct_defaults__[-1]),
     )

@@ -78,6 +78,7 @@ class Host(msgspec.Struct, frozen=True):
     python: str = ""  # ansible_python_interpreter; "" when Ansible would look for one itself
     connect_timeout_s: int = 10
     templated: tuple[str, ...] = ()  # ansible_* variables that only Ansible can resolve: Jinja, or encrypted in place
+    beyond: tuple[str, ...] = ()  # settings of ansible.cfg and the environment that only Ansible obeys
     groups: tuple[str, ...] = ()  # that it is in, those above them too
 
     def __repr__(self) -> str:
@@ -232,6 +233,7 @@ def _host(
         or settings.timeout_s
         or CONNECT_TIMEOUT_S,
         templated=tuple(sorted(key for key, value in raw.items() if key.startswith("ansible_") and _is_open(value))),
+        beyond=settings.beyond,
         groups=tuple(groups),
     )
 

@@ -31,7 +31,6 @@ class SshRoute(msgspec.Struct, frozen=True, kw_only=True):
     identities_only: bool = False
     password: str = ""
     jump: str = ""
-    proxy: str = ""  # ProxyCommand: a line of shell in which %h, %p, %r, %n and %% are yet to be filled in
     known_hosts: tuple[str, ...] = ()
     trust: Trust = "config"
     connect_timeout_s: float = 10.0
@@ -74,6 +73,8 @@ def choose(host: Host, secrets: Secrets) -> Route:
             raise _NeedsAnsible(f"its connection is {host.connection}")
         if host.templated:
             raise _NeedsAnsible(f"{host.templated[0]} is a template or encrypted")
+        if host.beyond and host.connection == "ssh":
+            raise _NeedsAnsible(f"{host.beyond[0]} is set in ansible.cfg or in the environment")
         sudo = _sudo(host)
         password = (_text(host.variables, *_BECOME_PASSWORD) or secrets.become) if sudo else ""
         if host.connection == "local":
@@ -102,8 +103,6 @@ def _ssh(host: Host, secrets: Secrets, *, sudo: bool, become_password: str) -> S
     def first(name: str) -> str:
         return arguments.get(name, ("",))[0]
 
-    if first("proxyjump") and first("proxycommand"):
-        raise _NeedsAnsible("its ssh arguments hold proxyjump and proxycommand")
     return SshRoute(
         address=host.address,
         port=_port(_agree("port", str(host.port or ""), first("port"))),
@@ -113,7 +112,6 @@ def _ssh(host: Host, secrets: Secrets, *, sudo: bool, become_password: str) -> S
         password=_text(host.variables, "ansible_password", "ansible_ssh_pass", "ansible_ssh_password")
         or secrets.connection,
         jump=first("proxyjump"),
-        proxy=first("proxycommand"),
         known_hosts=(*first("userknownhostsfile").split(), *first("globalknownhostsfile").split()),
         trust=_trust(host, first("stricthostkeychecking").lower()),
         connect_timeout_s=host.connect_timeout_s,

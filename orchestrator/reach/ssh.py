@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,7 +80,7 @@ class Ssh:
         configured = asyncssh.SSHClientConnectionOptions(
             host=route.address, client_keys=None, known_hosts=None, config=files, **given
         )
-        jump, proxy = _way(route, configured)
+        jump = route.jump or str(configured.tunnel or "")
         paths = self._key_paths(route, configured)
         keys = [key for path in paths if not isinstance(key := self._key(path), str)]
         host_keys = HostKeys(route, configured, self._known)
@@ -97,8 +96,7 @@ class Ssh:
             "keepalive_interval": silence_s / (KEEPALIVES + 1),
             "keepalive_count_max": KEEPALIVES,
             "client_version": "kvmfleet",
-            "tunnel": jump or None,
-            "proxy_command": ["/bin/sh", "-c", f"exec {proxy}"] if proxy else None,
+            **({"tunnel": route.jump} if route.jump else {}),
             **({} if configured.config.get("Ciphers") else {"encryption_algs": CIPHERS}),
             **({"password": route.password} if route.password else {}),
             **(_only(paths) if route.identities_only or configured.config.get("IdentitiesOnly") else {}),
@@ -107,8 +105,7 @@ class Ssh:
             address=str(configured.host or route.address),
             port=int(configured.port or 22),
             user=str(configured.username),
-            through=jump or proxy,
-            options=("-J", jump) if jump else ("-o", f"ProxyCommand={proxy}") if proxy else (),
+            jump=jump,
             timeout_s=route.connect_timeout_s,
             keys={path: key if isinstance(key := self._key(path), str) else "" for path in paths},
             password=bool(route.password),
@@ -127,26 +124,6 @@ class Ssh:
         if path not in self._keys:
             self._keys[path] = _read_key(path)
         return self._keys[path]
-
-
-def _way(route: SshRoute, configured: asyncssh.SSHClientConnectionOptions) -> tuple[str, str]:
-    """ProxyJump and ProxyCommand, of which at most one is set; the command line comes before the configuration."""
-    if route.proxy:
-        return "", "" if route.proxy.lower() == "none" else _filled(route.proxy, route.address, configured)
-    jump = route.jump or str(configured.tunnel or "")
-    return ("", "") if jump.lower() == "none" else (jump, "" if jump else _proxy_of(configured))
-
-
-def _proxy_of(configured: asyncssh.SSHClientConnectionOptions) -> str:
-    """asyncssh fills it in, but would run it without the shell that ssh runs it with."""
-    command = str(configured.config.get("ProxyCommand") or "")
-    return "" if command.lower() == "none" else command
-
-
-def _filled(command: str, name: str, configured: asyncssh.SSHClientConnectionOptions) -> str:
-    host, port, user = configured.host or name, configured.port or 22, configured.username
-    known = {"%h": host, "%p": port, "%r": user, "%n": name, "%%": "%"}
-    return re.sub("%[hprn%]", lambda token: str(known[token.group()]), command)
 
 
 def _read_once(configured: asyncssh.SSHClientConnectionOptions, files: list[Path], *, again: bool) -> dict[str, Any]:

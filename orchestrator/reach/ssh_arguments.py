@@ -15,7 +15,6 @@ _UNDERSTOOD = {
     "identitiesonly",
     "identityfile",
     "port",
-    "proxycommand",
     "proxyjump",
     "stricthostkeychecking",
     "user",
@@ -55,15 +54,10 @@ def parse(text: str) -> Mapping[str, tuple[str, ...]]:
     for name, value in _options(text):
         if name in _MEANINGLESS:
             continue
-        if name not in _UNDERSTOOD or not value or "%" in _filled(name, value):  # % is for ssh to fill in
+        if name not in _UNDERSTOOD or not value or "%" in value:  # % stands for what ssh would fill in
             raise ValueError(name)
         values[name] = (*values.get(name, ()), value)
     return values
-
-
-def _filled(name: str, value: str) -> str:
-    """Without what ssh.py fills in."""
-    return re.sub(r"%[hprn%]", "", value) if name == "proxycommand" else value
 
 
 def _options(text: str) -> Iterator[tuple[str, str]]:
@@ -74,7 +68,7 @@ def _options(text: str) -> Iterator[tuple[str, str]]:
         flag, value = word[:2], word[2:] or next(words, "")
         if flag == "-o":
             name, _, value = re.sub(r"\s*[\s=]\s*", "=", value.strip(), count=1).partition("=")
-            yield name.lower(), value if name.lower() == "proxycommand" else value.strip('"')
+            yield name.lower(), value.strip('"')
         elif flag in _FLAGS:
             yield _FLAGS[flag], value
         else:

@@ -23,20 +23,20 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     address: str
     port: int
     user: str
-    through: str  # ProxyJump or ProxyCommand, "" for neither
-    options: tuple[str, ...]  # that ssh needs for it
+    jump: str
     timeout_s: float
     keys: Mapping[str, str]  # path -> why it cannot be used, "" when it was tried
     password: bool
 
     @property
     def where(self) -> str:
-        through = f" (through {printable(self.through)})" if self.through else ""
+        through = f" (through {printable(self.jump)})" if self.jump else ""
         return f"{printable(self.address)} port {self.port}{through}"
 
     @property
     def by_hand(self) -> str:
-        return shlex.join(["ssh", *self.options, "-p", str(self.port), f"{self.user}@{self.address}", "true"])
+        jump = ["-J", self.jump] if self.jump else []
+        return shlex.join(["ssh", *jump, "-p", str(self.port), f"{self.user}@{self.address}", "true"])
 
 
 def explain(error: Exception, target: Target) -> Silence:

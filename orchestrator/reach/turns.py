@@ -8,8 +8,9 @@ __all__ = ["Turn", "Turns"]
 
 PATIENCE_S = 1.0
 """Most hosts have said their first word in a third of it."""
-WAITING = 512
-"""Hosts whose first word is still awaited: a connection each, so that the usual 1024 open files are enough."""
+WAITING = 256
+"""Hosts whose first word is still awaited. A controller that is itself too slow lends turns, too, and should not start
+more handshakes by that than it can finish before they time out."""
 
 
 class Turns:

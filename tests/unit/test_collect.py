@@ -469,8 +469,9 @@ def test_a_host_whose_login_shell_hangs_is_given_up_when_it_was_silent_for_long(
 
 
 def test_a_host_that_works_for_long_is_not_silent(honest: Sshd) -> None:
-    program = b"import time; time.sleep(2)\n" + PROGRAM
-    (answer,) = ask(honest.host(), question=msgspec.structs.replace(QUESTION, program=program, silence_s=1.0))
+    program = b"import time; time.sleep(7)\n" + PROGRAM
+    question = msgspec.structs.replace(QUESTION, program=program, silence_s=5.0, timeout_s=60.0)
+    (answer,) = ask(honest.host(), question=question)
     assert answer.problem == ""
 
 

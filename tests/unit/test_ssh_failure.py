@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.reach.ssh_failure import Target, explain
 
-TARGET = Target(address="10.0.0.9", port=22, user="kvm", through="", options=(), timeout_s=10, keys={}, password=False)
+TARGET = Target(address="10.0.0.9", port=22, user="kvm", jump="", timeout_s=10, keys={}, password=False)
 
 
 @pytest.mark.parametrize("number", [errno.EHOSTUNREACH, errno.ENETUNREACH])
