@@ -116,7 +116,7 @@ print({payload.BEGIN!r}); print(json.dumps(said)); print({payload.END!r})
         inventory=(str(write(tmp_path, server, f"through: {{ansible_ssh_extra_args: {ONLY_ANSIBLE}}}")),)
     )
     fleet = load(options)
-    question = Question(program, payload.decode, 60.0, luggage)
+    question = Question(program, payload.decode, 60.0, luggage=luggage)
     (answer,) = ask_all(fleet.hosts, question, options, settings=fleet.settings)
     assert answer.evidence, answer.problem
     assert answer.evidence.system.hostname == hashlib.sha256(luggage.read_bytes()).hexdigest()
