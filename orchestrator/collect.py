@@ -161,9 +161,10 @@ class _Sessions:
         outcome = await self._in_time(name, route, call)
         path: Literal["local", "ssh"] = "local" if isinstance(route, LocalRoute) else "ssh"
         user = identity.user() if isinstance(route, LocalRoute) else route.user
-        return interpret(
+        answer = interpret(
             name, path, outcome, self._question, asked_at_s=call.asked_at_s, python=route.python, user=user
         )
+        return msgspec.structs.replace(answer, took_s=time.monotonic() - call.began_s)
 
     async def _in_time(self, name: str, route: SshRoute | LocalRoute, call: _Call) -> Answer | Silence:
         try:
@@ -194,7 +195,7 @@ class _Call:
     """One host that is being asked."""
 
     def __init__(self, timeout_s: float, turn: Turn) -> None:
-        self.asked_at_s = time.time()
+        self.asked_at_s, self.began_s = time.time(), time.monotonic()
         self.deadline = asyncio.timeout(timeout_s)
         self._turn = turn
 
@@ -204,8 +205,9 @@ class _Call:
         came_at, deadline = clock(), self.deadline.when()
         self.deadline.reschedule(None)
         await self._turn.speaks()
-        self.deadline.reschedule(None if deadline is None else deadline + clock() - came_at)
-        self.asked_at_s = time.time()
+        waited_s = clock() - came_at
+        self.deadline.reschedule(None if deadline is None else deadline + waited_s)
+        self.asked_at_s, self.began_s = time.time(), self.began_s + waited_s
 
 
 async def _through_ansible(

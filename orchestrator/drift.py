@@ -22,7 +22,11 @@ class Baseline(msgspec.Struct, frozen=True):
 
 
 def judge(collected: Collected, baseline: Baseline | None, *, intent: str, version: str) -> HostDrift:
-    """The state of one host, without the times. `intent` is the digest of what the inventory wants of it now."""
+    """The state of one host, without since when. `intent` is the digest of what the inventory wants of it now."""
+    return msgspec.structs.replace(_judge(collected, baseline, intent, version), took_s=collected.took_s)
+
+
+def _judge(collected: Collected, baseline: Baseline | None, intent: str, version: str) -> HostDrift:
     host = collected.host
     if collected.evidence is None:
         state: DriftState = "unreachable" if collected.unreachable else "unknown"

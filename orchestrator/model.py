@@ -90,6 +90,7 @@ __all__ = [
     "Status",
     "Finding",
     "DriftState",
+    "TOLD",
     "Drift",
     "HostDrift",
     "FleetFinding",
@@ -967,6 +968,9 @@ class Finding(msgspec.Struct, frozen=True):
 DriftState = Literal["in-sync", "drifted", "pending", "never-provisioned", "unreachable", "unknown"]
 """Pending: the inventory or the roles changed since the last rollout. A host that also drifted is drifted."""
 
+TOLD: tuple[DriftState, ...] = ("in-sync", "pending", "drifted")
+"""Of a host in another state it could not be told whether it is as it should be."""
+
 
 class Drift(msgspec.Struct, frozen=True):
     """One thing that is not as it was when the host was last good. None is for what is not there."""
@@ -988,6 +992,8 @@ class HostDrift(msgspec.Struct, frozen=True):
     pending: bool = False  # also where the state is drifted
     problem: str = ""  # why it could not be told, or not wholly
     hint: str = ""
+    told_s: float | None = None  # when its state could last be told, None where the history knows of no such check
+    took_s: float | None = None  # how long asking it took, None where that cannot be told of one host
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -1070,6 +1076,9 @@ class Collected(msgspec.Struct, frozen=True):
     bytes_received: int = 0
     unreachable: bool = False  # False with a problem: the host answered, but not with evidence
     recorded_at_s: float | None = None  # where no host was asked: when the recording was made
+    took_s: float | None = (
+        None  # how long asking it took; None through Ansible, which is asked for all its hosts at once
+    )
 
 
 class HostResult(msgspec.Struct, frozen=True):

@@ -30,7 +30,7 @@ from orchestrator.history_db import (
     snapshots,
     watches,
 )
-from orchestrator.model import Drift, Evidence, Finding, HostDrift, HostResult, Verdict
+from orchestrator.model import TOLD, Drift, Evidence, Finding, HostDrift, HostResult, Verdict
 from orchestrator.notices import Notices
 
 __all__ = ["Acceptance", "PastResult", "PastRun", "Run", "Store"]
@@ -130,7 +130,8 @@ class Run:
             if timed:
                 rows = [{"watch_id": watch_id, **msgspec.structs.asdict(item)} for item in timed]
                 connection.execute(drifts.insert(), rows)
-        return msgspec.structs.replace(found, items=timed, since_s=since_s, seen_s=now)
+            told_s = now if found.state in TOLD else _last_told(connection, found.host, watch_id)
+        return msgspec.structs.replace(found, items=timed, since_s=since_s, seen_s=now, told_s=told_s)
 
     def forget_baseline(self, host: str) -> None:
         """The host is no longer meant to be anything."""
@@ -298,10 +299,19 @@ def _last_watch(connection: sa.Connection, host: str) -> HostDrift | None:
     return _past_watch(connection, row) if row else None
 
 
+def _last_told(connection: sa.Connection, host: str, until_id: int) -> float | None:
+    """When, up to this watch, the state of a host could last be told."""
+    told = sa.select(watches.c.seen_s).where(
+        watches.c.host == host, watches.c.id <= until_id, watches.c.state.in_(TOLD)
+    )
+    return connection.execute(told.order_by(watches.c.id.desc()).limit(1)).scalar()
+
+
 def _past_watch(connection: sa.Connection, row: sa.RowMapping) -> HostDrift:
     query = sa.select(drifts).where(drifts.c.watch_id == row["id"]).order_by(drifts.c.item)
     items = tuple(_struct(Drift, item) for item in connection.execute(query).mappings())
-    return _struct(HostDrift, row, items=items)
+    told_s = row["seen_s"] if row["state"] in TOLD else _last_told(connection, row["host"], row["id"])
+    return _struct(HostDrift, row, items=items, told_s=told_s)
 
 
 def _acceptances(connection: sa.Connection, host: str, after_s: float = 0.0) -> tuple[Acceptance, ...]:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import functools
+import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from orchestrator.cli.notify import destinations, notify_options, tell
-from orchestrator.cli.options import ansible, connection_options
-from orchestrator.cli.output import board, complain, console, log, print_json
+from orchestrator.cli.options import ansible, connection_options, program_options
+from orchestrator.cli.output import Reports, board, complain, console, log, print_json, written
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.model import Drift
+    from orchestrator.model import Drift, HostDrift
 
 __all__ = ["drift", "history"]
 
@@ -23,7 +26,7 @@ __all__ = ["drift", "history"]
 @click.group(invoke_without_command=True, short_help="Say what changed on the hosts since they were last good.")
 @connection_options
 @click.option("-D", "--diff", is_flag=True, help="Show values whole, expected against seen.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON; nothing else on stdout.")
+@program_options
 @click.option(
     "--strict",
     is_flag=True,
@@ -36,6 +39,8 @@ def drift(
     /,
     diff: bool,
     as_json: bool,
+    junit: str | None,
+    prometheus: str | None,
     strict: bool,
     notify_file: str | None,
     notify_after: int,
@@ -49,24 +54,59 @@ def drift(
         return
     from orchestrator import inventory, rollout
     from orchestrator.report import drift as drift_report
+    from orchestrator.report import drift_json
 
+    reports = Reports(as_json, strict, junit, prometheus)
     options, secrets = ansible(given)
     log(options.verbosity)
     to = destinations(notify_file)
     fleet = inventory.load(options)
+    began_s = time.time()
     with board(fleet, "drift") as shown:
         seen = rollout.watch(fleet, options, secrets=secrets, on_event=shown.event)
+    checked = _Checked(seen.hosts, options.inventory, strict, began_s, time.time())
     if as_json:
-        click.echo(drift_report.render(seen.hosts, options.inventory))
+        click.echo(drift_json.render(seen.hosts, options.inventory, began_s=checked.began_s, ended_s=checked.ended_s))
     else:
-        console().print(drift_report.report(seen.hosts, options.inventory, diff=diff))
+        asked = drift_report.Asked(options.inventory, options.limit)
+        console().print(drift_report.report(seen.hosts, asked, diff=diff, verbose=bool(options.verbosity)))
     for note in seen.notes:
         complain(note)
     code = drift_report.exit_code(seen.hosts, strict=strict)
+    for option, path in reports.files.items():
+        code = written(option, path, functools.partial(_WRITERS[option], checked)) or code
     for problem in tell(seen.hosts, to, after=notify_after, inventory=options.inventory):
         complain(problem)
         code = problem.exit_code if strict else code
     raise SystemExit(code)
+
+
+class _Checked(NamedTuple):
+    """What there is to write; times in seconds since the epoch."""
+
+    hosts: Sequence[HostDrift]
+    inventory: Sequence[str]
+    strict: bool
+    began_s: float
+    ended_s: float
+
+
+def _write_junit(checked: _Checked, path: Path) -> None:
+    from orchestrator import whole_file
+    from orchestrator.report import junit
+
+    whole_file.write(path, junit.render_drift(checked.hosts, checked.inventory, strict=checked.strict))
+
+
+def _write_prometheus(checked: _Checked, path: Path) -> None:
+    from orchestrator import whole_file
+    from orchestrator.report import prometheus
+
+    text = prometheus.render_drift(checked.hosts, began_s=checked.began_s, ended_s=checked.ended_s)
+    whole_file.write(path, text, mode=0o644)  # node_exporter is another user
+
+
+_WRITERS = {"--junit": _write_junit, "--prometheus": _write_prometheus}
 
 
 def _complete_host(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:

@@ -26,6 +26,7 @@ __all__ = [
     "boot_option",
     "connection_options",
     "playbook_options",
+    "program_options",
     "replay_options",
     "report_options",
     "waivers_option",
@@ -78,7 +79,7 @@ playbook_options = _apply(
     click.option("-D", "--diff", is_flag=True, help="Show the changes in files."),
 )
 
-report_options = _apply(
+program_options = _apply(
     click.option("--json", "as_json", is_flag=True, help="Print the report as JSON; nothing else on stdout."),
     click.option(
         "--junit", type=click.Path(dir_okay=False), metavar="FILE", help="Also write the report as JUnit XML."
@@ -89,6 +90,10 @@ report_options = _apply(
         metavar="FILE",
         help="Also write metrics for node_exporter's textfile collector, which reads FILEs that end in .prom.",
     ),
+)
+
+report_options = _apply(
+    program_options,
     click.option(
         "--html", type=click.Path(dir_okay=False), metavar="FILE", help="Also write the report as one web page."
     ),

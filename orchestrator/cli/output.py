@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from orchestrator.report.progress import Board, Steps
     from orchestrator.rollout import Run
 
-__all__ = ["Output", "Reports", "board", "complain", "console", "ignore", "log", "print_json", "steps"]
+__all__ = ["Output", "Reports", "board", "complain", "console", "ignore", "log", "print_json", "steps", "written"]
 
 
 class Reports(NamedTuple):
@@ -80,7 +81,7 @@ class Output:
         code = summary.exit_code(run.results, run.fleet, strict=self._reports.strict)
         learned = _Learned(self._command, run, self._began_s, time.time())
         for option, path in self._reports.files.items():
-            code = _written(option, path, learned) or code
+            code = written(option, path, functools.partial(_WRITERS[option], learned)) or code
         for note in run.notes:
             complain(note)
             code = note.exit_code
@@ -111,10 +112,10 @@ class Output:
         raise SystemExit(code)
 
 
-def _written(option: str, path: str, learned: _Learned) -> int:
+def written(option: str, path: str, write: Callable[[Path], None]) -> int:
     """The exit code of writing one report to its file: 0, or that of the complaint about it."""
     try:
-        _WRITERS[option](Path(path), learned)
+        write(Path(path))
     except OSError as e:
         what = "folder" if option == "--save-evidence" else "file"
         problem = KvmfleetError(f"{path}: {e.strerror}.", hint=f"Give {option} a {what} that can be written.")
@@ -123,14 +124,14 @@ def _written(option: str, path: str, learned: _Learned) -> int:
     return 0
 
 
-def _write_junit(path: Path, learned: _Learned) -> None:
+def _write_junit(learned: _Learned, path: Path) -> None:
     from orchestrator import whole_file
     from orchestrator.report import junit
 
     whole_file.write(path, junit.render(learned.run.results, learned.run.fleet))
 
 
-def _write_prometheus(path: Path, learned: _Learned) -> None:
+def _write_prometheus(learned: _Learned, path: Path) -> None:
     from orchestrator import whole_file
     from orchestrator.report import prometheus
 
@@ -141,7 +142,7 @@ def _write_prometheus(path: Path, learned: _Learned) -> None:
     whole_file.write(path, text, mode=0o644)  # node_exporter is another user
 
 
-def _write_html(path: Path, learned: _Learned) -> None:
+def _write_html(learned: _Learned, path: Path) -> None:
     from orchestrator import whole_file
     from orchestrator.report import html
 
@@ -149,13 +150,13 @@ def _write_html(path: Path, learned: _Learned) -> None:
     whole_file.write(path, html.render(run.results, run.fleet, command=learned.command, ended_s=learned.ended_s))
 
 
-def _save_evidence(path: Path, learned: _Learned) -> None:
+def _save_evidence(learned: _Learned, path: Path) -> None:
     from orchestrator import recording
 
     recording.save(learned.run.results, path)
 
 
-_WRITERS: Mapping[str, Callable[[Path, _Learned], None]] = {
+_WRITERS: Mapping[str, Callable[[_Learned, Path], None]] = {
     "--junit": _write_junit,
     "--prometheus": _write_prometheus,
     "--html": _write_html,

@@ -1,31 +1,37 @@
-"""Drift and history on a terminal, and as JSON."""
+"""Drift and history on a terminal."""
 
 from __future__ import annotations
 
 import difflib
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from typing import NamedTuple
 
-import msgspec
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator import __version__
-from orchestrator.model import Drift, HostDrift
+from orchestrator.model import Drift, DriftState, HostDrift
 from orchestrator.snapshot import owner
 from orchestrator.store import Acceptance, PastResult, PastRun
-from orchestrator.text import printable, printable_json, printable_lines
+from orchestrator.text import printable, printable_lines
 
-__all__ = ["exit_code", "past_host", "past_runs", "render", "report"]
+__all__ = ["STATES", "Asked", "exit_code", "heal", "past_host", "past_runs", "report"]
 
-SCHEMA = 1
-STATES = ("in-sync", "pending", "drifted", "never-provisioned", "unreachable", "unknown")
+STATES: tuple[DriftState, ...] = ("in-sync", "pending", "drifted", "never-provisioned", "unreachable", "unknown")
+WORST_FIRST: tuple[DriftState, ...] = (
+    "drifted", "unknown", "unreachable", "never-provisioned", "pending", "in-sync",
+)  # fmt: skip
+ITEMS = 20
+"""Of one host that are shown without -v."""
+NAMED = 5
+"""Hosts in a line; of more the rest is counted."""
 STYLE = {"in-sync": "bold green", "pending": "bold yellow", "drifted": "bold red"}
 UNKNOWN = "bold magenta"
+_COLOUR = {"+": "green", "-": "red"}
 
 
 def exit_code(hosts: Sequence[HostDrift], *, strict: bool = False) -> int:
@@ -36,87 +42,179 @@ def exit_code(hosts: Sequence[HostDrift], *, strict: bool = False) -> int:
     return 2 if "drifted" in states or (strict and "pending" in states) else 0
 
 
-def render(hosts: Sequence[HostDrift], inventory: Sequence[str] = ()) -> str:
-    """One JSON document: schema, version, how many hosts are in each state, and each host with its items of drift."""
-    document = {
-        "schema": SCHEMA,
-        "kvmfleet": __version__,
-        "command": "drift",
-        "summary": {state: sum(host.state == state for host in hosts) for state in STATES},
-        "hosts": [
-            {**msgspec.structs.asdict(host), "items": [_item(host.host, item, inventory) for item in host.items]}
-            for host in hosts
-        ],
-    }
-    return printable_json(document)
-
-
-def _item(host: str, item: Drift, inventory: Sequence[str]) -> dict[str, object]:
-    return {**msgspec.structs.asdict(item), "owner": owner(item.item), "heal": heal(host, item, inventory)}
-
-
 def heal(host: str, item: Drift, inventory: Sequence[str]) -> str:
     """The command that brings the item back, or lets it be where no role can."""
+    return by_hand(host, item) or provision([host], inventory)
+
+
+def by_hand(host: str, item: Drift) -> str | None:
+    """The same where `provision` does not bring the item back, else None."""
     kind, _, name = item.item.partition(":")
     strangers = sorted(set((item.seen or "").split()) - set((item.expected or "").split()))
     if kind == "member" and strangers:  # a role adds users, and takes away none that it did not add
         return " && ".join(f"gpasswd -d {shlex.quote(user)} {shlex.quote(name)}" for user in strangers)
     if owner(item.item):
-        return _provision(host, inventory)
+        return None
     return f"kvmfleet drift accept {shlex.quote(host)} {shlex.quote(item.item)} --reason '…'"
 
 
-def _provision(host: str, inventory: Sequence[str]) -> str:
-    where = "".join(f"-i {shlex.quote(path)} " for path in inventory)
-    return f"kvmfleet provision {where}--limit {shlex.quote(host)}"
+def provision(hosts: Sequence[str], inventory: Sequence[str]) -> str:
+    """The command that provisions these hosts."""
+    return f"{_provision(inventory)} --limit {shlex.quote(','.join(hosts))}"
 
 
-def report(hosts: Sequence[HostDrift], inventory: Sequence[str] = (), *, diff: bool = False) -> RenderableType:
-    """The table of hosts, then what drifted on each. `diff` shows values whole, expected against seen."""
-    parts: list[RenderableType] = [_table(hosts), Text()]
-    for host in hosts:
-        parts += _details(host, inventory, diff=diff)
+def _provision(inventory: Sequence[str]) -> str:
+    return " ".join(["kvmfleet provision", *(f"-i {shlex.quote(path)}" for path in inventory)])
+
+
+class Asked(NamedTuple):
+    """Which hosts the user asked about; commands that are to be typed next name the same ones."""
+
+    inventory: Sequence[str] = ()
+    limit: str = ""
+
+    def provision(self, hosts: Sequence[str], flag: str = "") -> str:
+        """The command that provisions these hosts; of many, those that were asked about, with the flag."""
+        if len(hosts) <= NAMED:
+            return provision(hosts, self.inventory)
+        limit = f"--limit {shlex.quote(self.limit)}" if self.limit else ""
+        return " ".join(filter(None, [_provision(self.inventory), limit, flag]))
+
+
+ASKED = Asked()
+
+
+def report(
+    hosts: Sequence[HostDrift], asked: Asked = ASKED, *, diff: bool = False, verbose: bool = False
+) -> RenderableType:
+    """The table of hosts that are not in sync, the worst first, then each thing once with the hosts that share it.
+
+    `diff` shows values whole, expected against seen. `verbose` leaves no host and no item out.
+    """
+    worst_first = sorted(hosts, key=lambda host: WORST_FIRST.index(host.state))
+    shown = [host for host in worst_first if verbose or host.state != "in-sync"]
+    parts: list[RenderableType] = [_Fitting(shown), Text()] if shown else []
+    parts.append(_lines(worst_first, asked, diff=diff, verbose=verbose))
     parts.append(_closing(hosts))
     return Group(*parts)
 
 
-def _table(hosts: Sequence[HostDrift]) -> Table:
+class _Fitting:
+    """The table of hosts, without the owners where a narrow terminal could only show them in pieces of words."""
+
+    def __init__(self, hosts: Sequence[HostDrift]) -> None:
+        self._hosts = hosts
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = _table(self._hosts, owners=True)
+        fits = console.measure(table, options=options.update(max_width=10_000)).minimum <= options.max_width
+        yield table if fits else _table(self._hosts, owners=False)
+
+
+def _table(hosts: Sequence[HostDrift], *, owners: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
-    for name in ("host", "state", "since", "items"):
+    for name in ("host", "state", "since"):
         table.add_column(name, no_wrap=True)
+    table.add_column("items", justify="right")
+    if owners:
+        table.add_column("owner")
     for host in hosts:
-        state = Text(host.state, style=STYLE.get(host.state, UNKNOWN))
+        state = _word(host.state)
         if host.pending and host.state == "drifted":
-            state.append(", pending", style=STYLE["pending"])
-        table.add_row(Text(host.host), state, _when(host.since_s), str(len(host.items) or ""))
+            state.append(", ").append_text(_word("pending"))
+        cells = [Text(printable(host.host)), state, Text(_when(host.since_s)), Text(str(len(host.items) or ""))]
+        table.add_row(*cells, *([Text(", ".join(_owners(host)))] if owners else []))
     return table
 
 
-def _details(host: HostDrift, inventory: Sequence[str], *, diff: bool) -> Iterator[RenderableType]:
-    if host.state == "pending":
-        yield Text(f"pending {host.host}: the inventory or the roles changed since it was provisioned")
-        yield Text(f"      {_provision(host.host, inventory)}", style="dim")
-    for item in host.items:
-        yield _line(host.host, item, diff=diff)
-    if host.problem:
-        yield Text(f"{host.state} {host.host}: {printable(host.problem, 1000)}", style=STYLE.get(host.state, UNKNOWN))
-        if host.hint:
-            yield Text(f"      {printable(host.hint, 600)}", style="dim")
-    for fix in dict.fromkeys(heal(host.host, item, inventory) for item in host.items):
-        yield Text(f"      {printable(fix, 600)}", style="dim")
+def _owners(host: HostDrift) -> list[str]:
+    """The roles that keep what drifted, and at the end who keeps what no role does."""
+    roles = {owner(item.item) for item in host.items}
+    return [*sorted(roles - {""}), *(["no role"] if "" in roles else [])]
 
 
-def _line(host: str, item: Drift, *, diff: bool) -> Text:
-    text = Text(f"{host}: ", style="bold").append(printable(item.item), style="")
-    role = owner(item.item)
-    text.append(f" ({role or 'no role changes it'}), since {_when(item.since_s)}", style="dim")
+def _lines(worst_first: Sequence[HostDrift], asked: Asked, *, diff: bool, verbose: bool) -> RenderableType:
+    """A line for each thing with its hosts; it is indented where it goes on."""
+    lines = Table.grid(padding=(0, 1))
+    lines.add_column(min_width=7, no_wrap=True)
+    lines.add_column(overflow="fold")
+    shared, left_out = _shared(worst_first, None if verbose else ITEMS)
+    for item, hosts in shared:
+        lines.add_row(_word("drifted"), _drifted(item, hosts, diff=diff))
+    if left_out:
+        lines.add_row("", Text(f"and {left_out} more items; -v lists them", style="dim"))
+    for state, text in _problems(worst_first):
+        lines.add_row(_word(state), text)
+    if pending := [host.host for host in worst_first if host.pending]:
+        told = "the inventory or the roles changed since the last provision"
+        lines.add_row(_word("pending"), _told(pending, told, asked.provision(pending)))
+    healed = [h.host for h in worst_first if any(by_hand(h.host, item) is None for item in h.items)]
+    if healed:
+        lines.add_row(Text("heal", style="bold"), Text(printable(asked.provision(healed, "--drifted"), 2000)))
+    calm = [host.host for host in worst_first if host.state == "in-sync"]
+    if calm and not verbose:
+        lines.add_row(_word("in-sync"), Text(_names(calm)))
+    return lines
+
+
+_Shared = tuple[Drift, dict[str, float]]
+
+
+def _shared(hosts: Sequence[HostDrift], limit: int | None) -> tuple[list[_Shared], int]:
+    """What drifted, each thing once with its hosts and since when; of a host at most `limit`, and how many are not."""
+    found: dict[tuple[str, str | None, str | None], _Shared] = {}
+    left_out = 0
+    for host in hosts:
+        new = 0
+        for item in host.items:
+            key = (item.item, item.expected, item.seen)
+            if key not in found:
+                new += 1
+                if limit is not None and new > limit:
+                    left_out += 1
+                    continue
+            found.setdefault(key, (item, {}))[1][host.host] = item.since_s
+    return list(found.values()), left_out
+
+
+def _drifted(item: Drift, hosts: Mapping[str, float], *, diff: bool) -> Text:
+    text = Text(f"{_names(list(hosts))}: ", style="bold").append(printable(item.item), style="not bold")
+    since = _when(min(hosts.values())) + (" or later" if len({_when(at_s) for at_s in hosts.values()}) > 1 else "")
+    text.append(f" ({owner(item.item) or 'no role changes it'}), since {since}", style="not bold dim")
     if diff:
         for line in _diff(item):
-            text.append(
-                f"\n      {line}", style="green" if line.startswith("+") else "red" if line.startswith("-") else ""
-            )
-        return text
-    return text.append(f"\n      {printable(_change(item), 600)}")
+            text.append(f"\n{line}", style=f"not bold {_COLOUR.get(line[:1], '')}")
+    else:
+        text.append(f"\n{printable(_change(item), 600)}", style="not bold")
+    if command := by_hand(next(iter(hosts)), item):
+        more = " # and so for the others" if len(hosts) > 1 else ""
+        text.append(f"\n{printable(command, 600)}{more}", style="not bold dim")
+    return text
+
+
+def _problems(hosts: Sequence[HostDrift]) -> Iterator[tuple[DriftState, Text]]:
+    """Why it could not be told, or not wholly; equal reasons once with their hosts."""
+    shared: dict[tuple[DriftState, str, str], list[str]] = {}
+    for host in hosts:
+        if host.problem:
+            shared.setdefault((host.state, host.problem, host.hint), []).append(host.host)
+    for (state, problem, hint), names in shared.items():
+        yield state, _told(names, problem, hint)
+
+
+def _told(hosts: Sequence[str], what: str, hint: str) -> Text:
+    text = Text(f"{_names(hosts)}: ", style="bold").append(printable(what, 1000), style="not bold")
+    return text.append(f"\n{printable(hint, 2000)}", style="not bold dim") if hint else text
+
+
+def _names(hosts: Sequence[str]) -> str:
+    """The hosts' names, the first five of a long list."""
+    shown = printable(", ".join(hosts[:NAMED]), 600)
+    return shown if len(hosts) <= NAMED else f"{shown} and {len(hosts) - NAMED} more"
+
+
+def _word(state: DriftState) -> Text:
+    return Text(state, style=STYLE.get(state, UNKNOWN))
 
 
 def _change(item: Drift) -> str:

@@ -1,4 +1,4 @@
-"""The report as JUnit XML, for CI servers: one suite a host, one case a check.
+"""Reports as JUnit XML, for CI servers: one suite a host, one case a check; of drift one suite, one case a host.
 
 Format: https://github.com/testmoapp/junitxml (the elements that Jenkins, GitLab and GitHub actions read).
 """
@@ -8,10 +8,12 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 
-from orchestrator.model import Finding, FleetFinding, HostResult
+from orchestrator.model import TOLD, Drift, Finding, FleetFinding, HostDrift, HostResult
+from orchestrator.report.drift import heal
+from orchestrator.snapshot import owner
 from orchestrator.text import moment, printable
 
-__all__ = ["render"]
+__all__ = ["render", "render_drift"]
 
 _ELEMENT = {"fail": "failure", "error": "error", "skip": "skipped", "waived": "skipped"}
 
@@ -26,6 +28,17 @@ def render(results: Sequence[HostResult], fleet: Sequence[FleetFinding] = ()) ->
         root.append(_suite(result.host, result.judgement.findings, **_properties(result)))
     if fleet:
         root.append(_suite("fleet", fleet))
+    return _document(root)
+
+
+def render_drift(hosts: Sequence[HostDrift], inventory: Sequence[str] = (), *, strict: bool = False) -> str:
+    """The XML document of a drift check: drift is a failure, and not knowing an error. `strict`: pending fails too."""
+    root = ET.Element("testsuites", name="kvmfleet")
+    root.append(_counted("drift", [_host(host, inventory, strict=strict) for host in hosts]))
+    return _document(root)
+
+
+def _document(root: ET.Element) -> str:
     for key in ("tests", "failures", "errors", "skipped"):
         root.set(key, str(sum(int(suite.get(key, "0")) for suite in root)))
     ET.indent(root)
@@ -40,7 +53,10 @@ def _properties(result: HostResult) -> dict[str, str]:
 
 
 def _suite(name: str, findings: Sequence[Finding], **properties: str) -> ET.Element:
-    cases = [_case(name, finding) for finding in findings]
+    return _counted(name, [_case(name, finding) for finding in findings], **properties)
+
+
+def _counted(name: str, cases: Sequence[ET.Element], **properties: str) -> ET.Element:
     suite = ET.Element("testsuite", name=printable(name), tests=str(len(cases)))
     for key, element in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
         suite.set(key, str(sum(case.find(element) is not None for case in cases)))
@@ -70,3 +86,35 @@ def _lines(finding: Finding) -> list[str]:
         ("fix", finding.fix),
     )
     return [f"{label}: {printable(text)}" for label, text in rows if text]
+
+
+def _host(host: HostDrift, inventory: Sequence[str], *, strict: bool) -> ET.Element:
+    case = ET.Element("testcase", classname="drift", name=printable(host.host))
+    if host.took_s is not None:
+        case.set("time", f"{host.took_s:.3f}")
+    lines = [printable(text) for text in (host.problem, host.hint) if text]
+    lines += [line for item in host.items for line in _drifted(host.host, item, inventory)]
+    waiting = "pending: the inventory or the roles changed since the last provision" if host.pending else ""
+    if host.state not in TOLD:
+        ET.SubElement(case, "error", message=f"{host.state}: {printable(host.problem)}").text = "\n".join(lines) or None
+    elif host.items:
+        told = f"{len(host.items)} items drifted" + (f"; {waiting}" if waiting else "")
+        ET.SubElement(case, "failure", message=told).text = "\n".join(lines)
+    elif waiting:
+        if strict:
+            ET.SubElement(case, "failure", message=waiting)
+        else:
+            ET.SubElement(case, "system-out").text = waiting
+    return case
+
+
+def _drifted(host: str, item: Drift, inventory: Sequence[str]) -> list[str]:
+    rows = (
+        ("expected", item.expected),
+        ("seen", item.seen),
+        ("since", moment(item.since_s)),
+        ("owner", owner(item.item) or "no role"),
+        ("heal", heal(host, item, inventory)),
+    )
+    told = [f"  {label}: {'nothing' if text is None else printable(text)}" for label, text in rows]
+    return [printable(item.item), *told]

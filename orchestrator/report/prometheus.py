@@ -1,4 +1,4 @@
-"""The report as metrics in Prometheus' text format, for the textfile collector of node_exporter.
+"""Reports as metrics in Prometheus' text format, for the textfile collector of node_exporter.
 
 Series are bounded by the hosts and by what is wrong with them: a check that passed has no series of its own.
 """
@@ -11,11 +11,11 @@ from typing import get_args
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-from orchestrator.model import FleetFinding, HostResult, Status
+from orchestrator.model import DriftState, FleetFinding, HostDrift, HostResult, Status
 from orchestrator.report.summary import VERDICTS
 from orchestrator.text import printable
 
-__all__ = ["render"]
+__all__ = ["render", "render_drift"]
 
 _QUIET = ("pass", "skip")
 
@@ -29,11 +29,7 @@ def render(
     ended_s: float,
 ) -> str:
     """The text; times are seconds since the epoch."""
-    registry = CollectorRegistry()
-    ended = Gauge("kvmfleet_run_timestamp_seconds", "When the run ended.", ("command",), registry=registry)
-    ended.labels(command).set(ended_s)
-    took = Gauge("kvmfleet_run_duration_seconds", "How long the run took.", ("command",), registry=registry)
-    took.labels(command).set(max(ended_s - began_s, 0.0))
+    registry = _registry(command, began_s, ended_s)
     verdicts = Gauge("kvmfleet_host_verdict", "1 for the verdict of the host.", ("host", "verdict"), registry=registry)
     counts = Gauge("kvmfleet_host_findings", "How many findings the host has.", ("host", "status"), registry=registry)
     problems = Gauge(
@@ -62,3 +58,43 @@ def render(
         if finding.status not in _QUIET:
             among.labels(finding.check, finding.status).set(1)
     return generate_latest(registry).decode()
+
+
+def render_drift(hosts: Sequence[HostDrift], *, began_s: float, ended_s: float) -> str:
+    """The text for a drift check; times are seconds since the epoch.
+
+    A time that is not known has no series: a zero would be 1970.
+    """
+    registry = _registry("drift", began_s, ended_s)
+    name, by_host = "kvmfleet_host_drift", ("host",)
+    states = Gauge(f"{name}_state", "1 for the state of the host.", ("host", "state"), registry=registry)
+    pending = Gauge(f"{name}_pending", "1 where a changed inventory is not rolled out.", by_host, registry=registry)
+    items = Gauge(f"{name}_items", "How many items drifted.", by_host, registry=registry)
+    told = Gauge(
+        f"{name}_check_last_success_timestamp_seconds",
+        "When it could last be told whether the host drifted.",
+        by_host,
+        registry=registry,
+    )
+    took = Gauge(f"{name}_check_duration_seconds", "How long asking the host took.", by_host, registry=registry)
+    for found in hosts:
+        host = printable(found.host)
+        for state in get_args(DriftState):
+            states.labels(host, state).set(found.state == state)
+        pending.labels(host).set(found.pending)
+        items.labels(host).set(len(found.items))
+        if found.told_s is not None:
+            told.labels(host).set(found.told_s)
+        if found.took_s is not None:
+            took.labels(host).set(found.took_s)
+    return generate_latest(registry).decode()
+
+
+def _registry(command: str, began_s: float, ended_s: float) -> CollectorRegistry:
+    """With what every run tells of itself."""
+    registry = CollectorRegistry()
+    ended = Gauge("kvmfleet_run_timestamp_seconds", "When the run ended.", ("command",), registry=registry)
+    ended.labels(command).set(ended_s)
+    took = Gauge("kvmfleet_run_duration_seconds", "How long the run took.", ("command",), registry=registry)
+    took.labels(command).set(max(ended_s - began_s, 0.0))
+    return registry

@@ -6,12 +6,14 @@ import msgspec
 
 from orchestrator.model import Contract, Evidence
 from orchestrator.recording import Recording
+from orchestrator.report.drift_json import DriftReport
 from orchestrator.report.json import Report
 
 __all__ = ["DOCUMENTS", "schema"]
 
 DOCUMENTS: dict[str, type[msgspec.Struct]] = {
     "contract": Contract,  # /etc/kvmfleet/contract.json on a host
+    "drift": DriftReport,  # --json of drift
     "evidence": Evidence,  # inside the others
     "recording": Recording,  # a file of --save-evidence
     "report": Report,  # --json

@@ -17,11 +17,12 @@ import pytest
 from evidence import host as evidence_of
 
 import orchestrator
-from orchestrator import recording, rollout
+from orchestrator import inventory, recording, rollout
 from orchestrator.cli.main import cli, main
 from orchestrator.cli.options import PROFILES, BootType
 from orchestrator.cli.output import Output, Reports
 from orchestrator.errors import Interrupted, KvmfleetError
+from orchestrator.inventory import Fleet, Host
 from orchestrator.lab import record
 from orchestrator.lab.record import Lab, LabHost
 from orchestrator.model import Boot, Collected, Drift, Finding, HostConverged, HostDrift, HostResult, Judgement, Profile
@@ -391,6 +392,37 @@ def drifted(state):
     )
     with Store() as store:
         store.begin("drift").watch(HostDrift("hv1", "drifted", items=items), None)
+
+
+@pytest.fixture
+def watched(monkeypatch, tmp_path):
+    """What a drift check of hv1 sees, without a host; gives the arguments that ask for it."""
+
+    def see(*hosts):
+        fleet = Fleet(tuple(Host(host.host, host.host) for host in hosts), ())
+        monkeypatch.setattr(inventory, "load", lambda _options: fleet)
+        monkeypatch.setattr(rollout, "watch", lambda *_, **__: rollout.Watch(hosts))
+        return "drift", "-i", "hv1,"
+
+    return see
+
+
+def test_reports_of_drift_are_written_beside_the_table(run, state, watched, tmp_path):
+    metrics, suite = tmp_path / "kvmfleet.prom", tmp_path / "drift.xml"
+    arguments = watched(HostDrift("hv1", "in-sync", took_s=0.5))
+    code, out, _ = run(*arguments, "--prometheus", metrics, "--junit", suite)
+    assert (code, metrics.stat().st_mode & 0o777) == (0, 0o644)
+    assert "1 host: 1 in-sync" in out
+    assert 'kvmfleet_host_drift_check_duration_seconds{host="hv1"} 0.5' in metrics.read_text()
+    assert 'name="hv1"' in suite.read_text()
+
+
+def test_metrics_of_drift_that_cannot_be_written_lose_no_report(run, state, watched, tmp_path):
+    arguments = watched(HostDrift("hv1", "drifted", items=(Drift("contract", "a", "b"),)))
+    code, out, err = run(*arguments, "--json", "--prometheus", tmp_path / "no" / "x.prom")
+    assert code == 1
+    assert json.loads(out)["ended_s"] >= json.loads(out)["began_s"] > 0
+    assert "No such file" in err
 
 
 @pytest.mark.parametrize(

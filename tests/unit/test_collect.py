@@ -78,6 +78,7 @@ def test_a_host_answers_over_ssh_with_evidence_and_the_bytes_are_counted(honest:
     assert (answer.path, said(answer)) == ("ssh", EVIDENCE)
     assert answer.bytes_sent == len(f"{len(PROGRAM)}\n") + len(PROGRAM)
     assert len(DOCUMENT) < answer.bytes_received < len(DOCUMENT) + 200
+    assert answer.took_s
 
 
 def test_this_machine_answers_without_ssh(honest: Sshd) -> None:

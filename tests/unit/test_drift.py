@@ -29,6 +29,11 @@ def test_an_untouched_host_is_in_sync() -> None:
     assert judged() == HostDrift("hv1", "in-sync")
 
 
+def test_how_long_the_look_took_is_told_of_every_state() -> None:
+    for collected in (Collected("hv1", "ssh", host(), took_s=0.5), Collected("hv1", "ssh", took_s=0.5)):
+        assert drift.judge(collected, baseline(), intent="9f2c", version=VERSION).took_s == 0.5
+
+
 def test_drift_names_what_was_expected_and_what_is_seen() -> None:
     found = judged({"packages": {"qemu-system-x86": "1:7.1"}})
     assert found.state == "drifted"

@@ -12,7 +12,8 @@ from evidence import host as evidence_of
 
 from orchestrator import recording, rollout
 from orchestrator.inventory import AnsibleOptions, Fleet, Host
-from orchestrator.model import Collected
+from orchestrator.model import Collected, Drift, HostDrift
+from orchestrator.report import drift_json
 from orchestrator.report import json as json_report
 from orchestrator.report.schema import DOCUMENTS, schema
 from orchestrator.rollout import Edges
@@ -38,7 +39,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         )
     recording.save(run.results, folder / "saved")
     report = json.loads(json_report.render(run.results, command="validate"))
+    found = (
+        HostDrift("hv1", "drifted", 2.0, 3.0, (Drift("contract", "a", None, 2.0),), told_s=3.0, took_s=0.1),
+        HostDrift("hv2", "unreachable", problem="refused", hint="Look."),
+    )
     return {
+        "drift": json.loads(drift_json.render(found, began_s=1.0, ended_s=3.5)),
         "report": report,
         "recording": json.loads((folder / "saved" / "hv1.json").read_text()),
         "evidence": report["hosts"][0]["evidence"],
@@ -69,6 +75,8 @@ def test_what_is_written_fits_its_schema(name: str, written: dict[str, Any]) -> 
         ("report", ("hosts", 1, "findings", 0, "status"), "maybe"),
         ("recording", ("collected", "path"), "telepathy"),
         ("evidence", ("system", "hostname"), "x" * 257),
+        ("drift", ("hosts", 0, "state"), "fine"),
+        ("drift", ("hosts", 0, "items", 0, "since_s"), "yesterday"),
         ("contract", ("profile",), "home"),
     ],
 )

@@ -452,6 +452,15 @@ def test_equal_snapshots_are_kept_once(store: Store, file: Path) -> None:
         assert connection.execute("select count(*) from snapshots").fetchone() == (2,)
 
 
+def test_a_host_that_went_silent_keeps_the_time_at_which_it_could_last_be_told(store: Store) -> None:
+    assert store.begin("drift").watch(HostDrift("hv1", "unreachable"), None).told_s is None
+    told = store.begin("drift").watch(HostDrift("hv1", "pending"), {})
+    assert told.told_s == told.seen_s
+    store.begin("drift").watch(HostDrift("hv2", "in-sync"), {})
+    for state in ("unknown", "unreachable", "never-provisioned"):
+        assert store.begin("drift").watch(HostDrift("hv1", state), None).told_s == told.seen_s  # type: ignore[arg-type]
+
+
 def test_the_expectation_is_the_baseline_and_what_was_accepted_since(store: Store) -> None:
     assert store.expectation("hv1") is None
     store.begin("provision").record(result("hv1", hostname="old", contract="{}"), baseline=True)
