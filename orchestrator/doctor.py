@@ -36,7 +36,7 @@ PYTHONS = ((3, 11), (3, 14))
 ANSIBLE_CORE = (2, 19)  # of ansible 12, the oldest that runs on Python 3.11 and knows the roles' syntax
 MODULES = (
     *("ansible", "ansible_runner", "apprise", "asyncssh", "click", "cryptography", "jinja2", "msgspec", "platformdirs"),
-    *("prometheus_client", "qemu.qmp", "rich", "sqlalchemy", "yaml"),
+    *("prometheus_client", "psycopg", "qemu.qmp", "rich", "sqlalchemy", "yaml"),
 )
 STATE_MIB = 200
 CA_DAYS = 365  # certificates of hosts live so long, and none outlives its CA
