@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from orchestrator import paths, pki
+from orchestrator import paths, pki, salvage
 from orchestrator.errors import LabError, PkiError, StoreError
 from orchestrator.lab import accelerator, prerequisites
 from orchestrator.store import Store
@@ -226,6 +226,13 @@ def folder(path: Path, need_mib: int, *, level: Level) -> Iterator[Problem]:
 def history(file: Path) -> Iterator[Problem]:
     """A history that cannot be read; runs go on without one. One that is still to be made is no problem."""
     if not file.exists():
+        return
+    if why := salvage.damage(file):  # opening it would move it
+        yield Problem(
+            "warning",
+            f"history {file}: {why}. The next run moves it aside, and begins a new one.",
+            f"Move it away before, and save what can be saved: sqlite3 {file} .recover",
+        )
         return
     try:
         with Store(f"sqlite:///{file}") as store:

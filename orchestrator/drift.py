@@ -21,12 +21,19 @@ class Baseline(msgspec.Struct, frozen=True):
     kvmfleet: str = ""  # the version that looked
 
 
-def judge(collected: Collected, baseline: Baseline | None, *, intent: str, version: str) -> HostDrift:
-    """The state of one host, without since when. `intent` is the digest of what the inventory wants of it now."""
-    return msgspec.structs.replace(_judge(collected, baseline, intent, version), took_s=collected.took_s)
+def judge(
+    collected: Collected, baseline: Baseline | None, *, intent: str, version: str, now: Snapshot | None = None
+) -> HostDrift:
+    """The state of one host, without since when. `intent` is the digest of what the inventory wants of it now.
+
+    `now` is the snapshot of its evidence, where the caller has taken it already.
+    """
+    return msgspec.structs.replace(_judge(collected, baseline, intent, version, now), took_s=collected.took_s)
 
 
-def _judge(collected: Collected, baseline: Baseline | None, intent: str, version: str) -> HostDrift:
+def _judge(
+    collected: Collected, baseline: Baseline | None, intent: str, version: str, now: Snapshot | None
+) -> HostDrift:
     host = collected.host
     if collected.evidence is None:
         state: DriftState = "unreachable" if collected.unreachable else "unknown"
@@ -38,7 +45,7 @@ def _judge(collected: Collected, baseline: Baseline | None, intent: str, version
             problem=_stranger(collected),
             hint="Run `kvmfleet provision` for it: a host is its own baseline once it was provisioned and found good.",
         )
-    now = snapshot.take(collected.evidence)
+    now = now or snapshot.take(collected.evidence)
     items = compare(baseline, now, version=version)
     pending = bool(intent and baseline.intent_digest and intent != baseline.intent_digest)
     problem = "; ".join(f"{section}: {why}" for section, why in sorted(now.blind.items()))

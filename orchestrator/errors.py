@@ -7,6 +7,7 @@
       LockedError                 another run holds the fleet
       ConvergeError               Ansible could not be run at all (a failed playbook is a value, not an error)
       StoreError                  the history cannot be read or written
+        DamagedError              ... because its file is damaged
       ScheduleError               a schedule cannot be installed, asked or run
       NotifyError                 nobody could be told of what changed
       PkiError                    the fleet's CA cannot be made or read
@@ -29,6 +30,7 @@ __all__ = [
     "LockedError",
     "ConvergeError",
     "StoreError",
+    "DamagedError",
     "ScheduleError",
     "NotifyError",
     "PkiError",
@@ -75,6 +77,10 @@ class ConvergeError(KvmfleetError):
 
 class StoreError(KvmfleetError):
     """The history cannot be read or written."""
+
+
+class DamagedError(StoreError):
+    """The file of the history is damaged, or no file of SQLite's at all."""
 
 
 class ScheduleError(KvmfleetError):

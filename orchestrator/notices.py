@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 import sqlalchemy as sa
 
-from orchestrator import history_db
 from orchestrator.history_db import notices, watches
+from orchestrator.history_engine import reading, writing
 from orchestrator.model import HostDrift
 from orchestrator.transitions import Notice, Transition, group
 
@@ -33,13 +33,13 @@ class Notices:
 
     def silent_checks(self, hosts: Sequence[HostDrift], enough: int) -> dict[str, int]:
         """How many of the last checks in a row could not tell how the host is, counted up to `enough`."""
-        with history_db.reading(self._engine) as connection:
+        with reading(self._engine) as connection:
             return {host.host: _silent(connection, host, enough) for host in hosts}
 
     def claim(self, destination: str, choose: Choose) -> tuple[Transition, ...]:
         """What `choose` finds to tell, given what is known there, but for what another run is telling just now."""
         now_s = time.time()
-        with history_db.writing(self._engine) as connection:
+        with writing(self._engine) as connection:
             query = sa.select(notices).where(notices.c.destination == destination)
             rows = {row["host"]: row for row in connection.execute(query).mappings()}
             busy = {host for host, row in rows.items() if 0 <= now_s - row["claimed_s"] < CLAIM_S}
@@ -50,7 +50,7 @@ class Notices:
 
     def settle(self, destination: str, claimed: Sequence[Transition], *, delivered: bool) -> None:
         """These were told, or could not be."""
-        with history_db.writing(self._engine) as connection:
+        with writing(self._engine) as connection:
             if delivered:
                 _write(connection, destination, claimed, claimed_s=0.0, delivered=True)
             else:

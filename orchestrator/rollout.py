@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Literal, NamedTuple, Self, get_args
 
 import msgspec
@@ -28,6 +30,7 @@ from orchestrator.model import (
     Step,
 )
 from orchestrator.recording import Recording
+from orchestrator.store import Run as Record
 from orchestrator.store import Store
 from orchestrator.waivers import Waivers
 
@@ -176,22 +179,19 @@ def watch(
 ) -> Watch:
     """Compares every host with its baseline. Changes nothing, starts no guest, and takes no lock.
 
-    Each host goes into the history as it answers, and its evidence is then dropped: only what drifted is kept.
+    Each host goes into the history as it answers, and its evidence is then dropped: only what drifted is kept. What
+    cannot be written there is a note, and costs no answer.
 
     Raises:
-        StoreError: the history, which knows the baselines, cannot be read or written.
+        StoreError: the history, which knows the baselines, cannot be opened.
     """
     tell, intents = on_event or _nothing, intent.digests(fleet)
     with edges.store() as store:
-        run = store.begin("drift")
+        past = _Past(store)
         found: dict[str, HostDrift] = {}
 
         def heard(collected: Collected) -> None:
-            seen = drift.judge(
-                collected, store.expectation(collected.host), intent=intents[collected.host], version=__version__
-            )
-            evidence = collected.evidence
-            found[collected.host] = run.watch(seen, snapshot.take(evidence).items if evidence else None)
+            found[collected.host] = past.compare(collected, intents[collected.host])
             tell(collected)
 
         edges.stream(
@@ -207,8 +207,7 @@ def watch(
         for host in fleet.hosts:
             if host.name not in found:
                 heard(Collected(host.name, "ssh", problem="the collector gave no answer for it"))
-        run.finish("finished")
-        return Watch(tuple(found[host.name] for host in fleet.hosts))
+        return Watch(tuple(found[host.name] for host in fleet.hosts), past.end())
 
 
 def replay(recordings: Sequence[Recording], standards: Standards = STANDARDS) -> Run:
@@ -329,8 +328,10 @@ class _History:
     def __init__(self, store: Callable[[], Store], command: Command) -> None:
         self._store: Store | None = None
         self._problem: StoreError | None = None
+        self._notes: tuple[StoreError, ...] = ()
         try:
             self._store = store()
+            self._notes = self._store.notes
             self._run = self._store.begin(command)
         except StoreError as e:
             self._problem = e
@@ -345,27 +346,68 @@ class _History:
     def keep(self, results: Sequence[HostResult]) -> tuple[KvmfleetError, ...]:
         """A host is its own baseline once the playbook finished on it and it was found good."""
         if self._problem:
-            return (self._problem,)
+            return (*self._notes, self._problem)
         try:
             for result in results:
                 good = result.judgement.verdict in ("proven", "degraded")
                 self._run.record(result, baseline=good and result.converged is not None)
             self._run.finish("finished")
         except StoreError as e:
-            return (e,)
-        return ()
+            return (*self._notes, e)
+        return self._notes
 
     def leave(self, hosts: Iterable[str]) -> tuple[KvmfleetError, ...]:
         """These hosts are no KVM hosts any more, so there is nothing that they should be like."""
         if self._problem:
-            return (self._problem,)
+            return (*self._notes, self._problem)
         try:
             for host in hosts:
                 self._run.forget_baseline(host)
             self._run.finish("finished")
         except StoreError as e:
-            return (e,)
-        return ()
+            return (*self._notes, e)
+        return self._notes
+
+
+class _Past:
+    """What hosts are compared with, and the record of the comparison."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._notes: dict[str, KvmfleetError] = {note.message: note for note in store.notes}
+        self._run: Record | None = None
+        with self._noted():
+            self._run = store.begin("drift")
+
+    def compare(self, collected: Collected, wanted: str) -> HostDrift:
+        """`wanted` is the digest of what the inventory wants of the host now."""
+        host, now = collected.host, snapshot.take(collected.evidence) if collected.evidence else None
+        try:
+            baseline = self._store.expectation(host)
+            seen = drift.judge(collected, baseline, intent=wanted, version=__version__, now=now)
+        except StoreError as e:
+            seen = HostDrift(host, "unknown", problem=e.message, hint=e.hint)
+        if seen.state == "never-provisioned" and (lost := self._store.lost()):
+            problem = f"{seen.problem}; or its baseline was in the history that was damaged, and lies in {lost} now"
+            seen = msgspec.structs.replace(seen, problem=problem)
+        with self._noted():
+            if self._run:
+                return self._run.watch(seen, now.items if now else None)
+        return msgspec.structs.replace(seen, seen_s=time.time())
+
+    def end(self) -> tuple[KvmfleetError, ...]:
+        """Each thing that could not be written once, however many hosts it concerned."""
+        with self._noted():
+            if self._run:
+                self._run.finish("finished")
+        return tuple(self._notes.values())
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        try:
+            yield
+        except StoreError as e:
+            self._notes.setdefault(e.message, e)
 
 
 def _nothing(_event: Event) -> None:

@@ -5,6 +5,7 @@ Nothing secret goes in: of a command only its name, and of a host its evidence a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
@@ -16,7 +17,7 @@ from typing import Any, Literal, Self, TypeVar
 import msgspec
 import sqlalchemy as sa
 
-from orchestrator import __version__, history_db, identity, paths, processes, snapshot
+from orchestrator import __version__, history_engine, history_url, identity, processes, salvage, snapshot
 from orchestrator.drift import Baseline
 from orchestrator.errors import StoreError
 from orchestrator.history_db import (
@@ -94,13 +95,13 @@ class Run:
 
         Raises StoreError, and then nothing about this host was written.
         """
-        with history_db.writing(self._engine) as connection:
+        with history_engine.writing(self._engine) as connection:
             result_id = _insert(connection, results, **_row(self.id, result, _insert_evidence(connection, result)))
             if rows := [_finding_row(result_id, n, finding) for n, finding in enumerate(result.judgement.findings)]:
                 connection.execute(findings.insert(), rows)
             if baseline:
                 connection.execute(baselines.delete().where(baselines.c.host == result.host))
-                connection.execute(baselines.insert().values(host=result.host, result_id=result_id))
+                connection.execute(baselines.insert().values(_baseline_row(connection, result, result_id)))
 
     def watch(self, found: HostDrift, items: Mapping[str, str] | None) -> HostDrift:
         """Add what a drift check saw of one host; gives it with the times since when it is so.
@@ -108,7 +109,7 @@ class Run:
         `items` is the host's snapshot; equal ones are kept once. Raises StoreError, and then nothing of it was written.
         """
         now = time.time()
-        with history_db.writing(self._engine) as connection:
+        with history_engine.writing(self._engine) as connection:
             before = _last_watch(connection, found.host)
             since_s = before.since_s if before and before.state == found.state else now
             known = {(item.item, item.expected, item.seen): item.since_s for item in before.items} if before else {}
@@ -135,24 +136,28 @@ class Run:
 
     def forget_baseline(self, host: str) -> None:
         """The host is no longer meant to be anything."""
-        with history_db.writing(self._engine) as connection:
+        with history_engine.writing(self._engine) as connection:
             connection.execute(baselines.delete().where(baselines.c.host == host))
 
     def finish(self, outcome: str, exit_status: int | None = None) -> None:
         """Nothing more will come. A run of which this is never said counts as interrupted once its process is gone."""
-        with history_db.writing(self._engine) as connection:
+        with history_engine.writing(self._engine) as connection:
             values = {"finished_at_s": time.time(), "outcome": outcome, "exit_status": exit_status}
             connection.execute(runs.update().where(runs.c.id == self.id).values(values))
 
 
 class Store:
-    """The history in a database: SQLite in the state folder, or any `url` of SQLAlchemy.
+    """The history in a database: that of `url`, else of KVMFLEET_STORE, else a file of SQLite's in the state folder.
 
-    Every method raises StoreError when the history cannot be read or written.
+    `notes` holds what is to be said about its opening: that there was another, which is damaged. Every method raises
+    StoreError when the history cannot be read or written.
     """
 
     def __init__(self, url: str = "") -> None:
-        self._engine = history_db.connect(url or f"sqlite:///{paths.history()}")
+        place = history_url.chosen(url)
+        self._engine, lost = history_engine.connect(place)
+        self._file = history_url.file(place)
+        self.notes = (lost,) if lost else ()
 
     def __enter__(self) -> Self:
         return self
@@ -165,7 +170,7 @@ class Store:
 
     def begin(self, command: str, *, started_at_s: float | None = None) -> Run:
         """`command` is its name, such as `provision`, never its arguments: they may hold a secret."""
-        with history_db.writing(self._engine) as connection:
+        with history_engine.writing(self._engine) as connection:
             run_id = _insert(
                 connection, runs,
                 command=command,
@@ -179,7 +184,7 @@ class Store:
 
     def runs(self, limit: int = 20) -> tuple[PastRun, ...]:
         """The latest first."""
-        with history_db.reading(self._engine) as connection:
+        with history_engine.reading(self._engine) as connection:
             rows = connection.execute(sa.select(runs).order_by(runs.c.id.desc()).limit(limit)).mappings()
             return tuple(_past_run(row) for row in rows)
 
@@ -205,33 +210,47 @@ class Store:
 
     def expectation(self, host: str) -> Baseline | None:
         """What the host should be like: its baseline, and what was accepted since. None without a baseline."""
-        with history_db.reading(self._engine) as connection:
-            query = (
-                sa.select(results, evidence.c.document, runs.c.kvmfleet)
-                .join(baselines, baselines.c.result_id == results.c.id)
-                .join(runs, runs.c.id == results.c.run_id)
-                .outerjoin(evidence, evidence.c.id == results.c.evidence_id)
-                .where(baselines.c.host == host)
-            )
-            row = connection.execute(query).mappings().first()
-            if row is None or not row["document"]:
+        with history_engine.reading(self._engine) as connection:
+            row = _baseline(connection, host)
+            if row is None:
                 return None
-            items = dict(snapshot.take(_evidence(row)).items)
-            for accepted in _acceptances(connection, host, after_s=row["recorded_at_s"]):
-                if accepted.seen is None:
-                    items.pop(accepted.item, None)
-                else:
-                    items[accepted.item] = accepted.seen
-            return Baseline(items, row["intent_digest"], row["kvmfleet"])
+            items = _snapshot(row)
+            later = _acceptances(connection, host, after=row["accepted_id"]) if row["latest"] else ()
+        if items is None:
+            items = self._taken_again(host)
+        if items is None:
+            return None
+        for accepted in later:
+            if accepted.seen is None:
+                items.pop(accepted.item, None)
+            else:
+                items[accepted.item] = accepted.seen
+        return Baseline(items, row["intent_digest"], row["kvmfleet"])
+
+    def lost(self) -> Path | None:
+        """Where a damaged history lies that was here before this one: what is unknown here may be known there."""
+        return salvage.left(self._file) if self._file else None
+
+    def _taken_again(self, host: str) -> dict[str, str] | None:
+        """The snapshot of a baseline by this edition, from its evidence; kept, so that this happens once."""
+        past = self.baseline(host)
+        if past is None or past.evidence is None:
+            return None
+        items = snapshot.take(past.evidence).items
+        with contextlib.suppress(StoreError), history_engine.writing(self._engine) as connection:
+            values = {"snapshot_id": _snapshot_id(connection, items), "taken_by": snapshot.EDITION}
+            same = sa.select(results.c.id).where(results.c.host == host, results.c.run_id == past.run_id)
+            connection.execute(baselines.update().where(baselines.c.result_id.in_(same)).values(values))
+        return items
 
     def watched(self, host: str) -> HostDrift | None:
         """What the last drift check saw of a host."""
-        with history_db.reading(self._engine) as connection:
+        with history_engine.reading(self._engine) as connection:
             return _last_watch(connection, host)
 
     def watches(self, host: str, limit: int = 20) -> tuple[HostDrift, ...]:
         """What drift checks saw of a host, the latest first."""
-        with history_db.reading(self._engine) as connection:
+        with history_engine.reading(self._engine) as connection:
             query = sa.select(watches).where(watches.c.host == host).order_by(watches.c.id.desc()).limit(limit)
             return tuple(_past_watch(connection, row) for row in connection.execute(query).mappings().all())
 
@@ -240,18 +259,18 @@ class Store:
         now, author = time.time(), identity.user()
         made = tuple(Acceptance(host, item.item, item.expected, item.seen, author, reason, now) for item in items)
         if made:
-            with history_db.writing(self._engine) as connection:
+            with history_engine.writing(self._engine) as connection:
                 connection.execute(acceptances.insert(), [msgspec.structs.asdict(one) for one in made])
         return made
 
     def accepted(self, host: str) -> tuple[Acceptance, ...]:
         """What was ever accepted on a host, the oldest first."""
-        with history_db.reading(self._engine) as connection:
+        with history_engine.reading(self._engine) as connection:
             return _acceptances(connection, host)
 
     def hosts(self) -> tuple[str, ...]:
         """Every host that the history knows, sorted."""
-        with history_db.reading(self._engine) as connection:
+        with history_engine.reading(self._engine) as connection:
             known = sa.union(sa.select(results.c.host), sa.select(watches.c.host)).subquery()
             return tuple(connection.execute(sa.select(known.c.host).order_by(known.c.host)).scalars())
 
@@ -264,11 +283,15 @@ class Store:
 
         Kept is what is still needed: baselines with their evidence, and the last that was seen of each host.
         """
-        with history_db.writing(self._engine) as connection:
+        with history_engine.writing(self._engine) as connection:
             return _prune(connection, before_s)
 
+    def compact(self) -> None:
+        """Gives back the space of what was forgotten; takes as much again while it works."""
+        history_engine.compact(self._engine)
+
     def _results(self, query: sa.Select[Any]) -> tuple[PastResult, ...]:
-        with history_db.reading(self._engine) as connection:
+        with history_engine.reading(self._engine) as connection:
             rows = connection.execute(query.add_columns(evidence.c.document).outerjoin(evidence)).mappings().all()
             return tuple(_past_result(row, _findings(connection, row["id"])) for row in rows)
 
@@ -293,6 +316,48 @@ def _snapshot_id(connection: sa.Connection, items: Mapping[str, str]) -> int:
     return int(found) if found else _insert(connection, snapshots, digest=digest, document=zlib.compress(document))
 
 
+def _baseline_row(connection: sa.Connection, result: HostResult, result_id: int) -> dict[str, object]:
+    found = result.collected.evidence
+    newest = sa.select(sa.func.max(acceptances.c.id)).where(acceptances.c.host == result.host)
+    return {
+        "host": result.host,
+        "result_id": result_id,
+        "snapshot_id": _snapshot_id(connection, snapshot.take(found).items) if found else None,
+        "taken_by": snapshot.EDITION if found else "",
+        "accepted_id": connection.execute(newest).scalar() or 0,
+    }
+
+
+def _baseline(connection: sa.Connection, host: str) -> sa.RowMapping | None:
+    """Its snapshot, and `latest`: whether anything was accepted since."""
+    later = sa.exists().where(acceptances.c.host == baselines.c.host, acceptances.c.id > baselines.c.accepted_id)
+    query = (
+        sa.select(
+            baselines.c.taken_by,
+            baselines.c.accepted_id,
+            results.c.intent_digest,
+            runs.c.kvmfleet,
+            snapshots.c.document,
+            later.label("latest"),
+        )
+        .join(results, results.c.id == baselines.c.result_id)
+        .join(runs, runs.c.id == results.c.run_id)
+        .outerjoin(snapshots, snapshots.c.id == baselines.c.snapshot_id)
+        .where(baselines.c.host == host)
+    )
+    return connection.execute(query).mappings().first()
+
+
+def _snapshot(row: sa.RowMapping) -> dict[str, str] | None:
+    """What was kept beside a baseline; None where another edition took it, or it cannot be read."""
+    if row["taken_by"] != snapshot.EDITION or not row["document"]:
+        return None
+    try:
+        return msgspec.json.decode(zlib.decompress(row["document"]), type=dict[str, str])
+    except (zlib.error, msgspec.MsgspecError):
+        return None
+
+
 def _last_watch(connection: sa.Connection, host: str) -> HostDrift | None:
     query = sa.select(watches).where(watches.c.host == host).order_by(watches.c.id.desc()).limit(1)
     row = connection.execute(query).mappings().first()
@@ -314,8 +379,9 @@ def _past_watch(connection: sa.Connection, row: sa.RowMapping) -> HostDrift:
     return _struct(HostDrift, row, items=items, told_s=told_s)
 
 
-def _acceptances(connection: sa.Connection, host: str, after_s: float = 0.0) -> tuple[Acceptance, ...]:
-    query = sa.select(acceptances).where(acceptances.c.host == host, acceptances.c.accepted_s > after_s)
+def _acceptances(connection: sa.Connection, host: str, after: int = 0) -> tuple[Acceptance, ...]:
+    """Those with a higher id. Times are only shown: the clocks of two controllers may differ."""
+    query = sa.select(acceptances).where(acceptances.c.host == host, acceptances.c.id > after)
     return tuple(_struct(Acceptance, row) for row in connection.execute(query.order_by(acceptances.c.id)).mappings())
 
 
@@ -333,7 +399,10 @@ def _prune(connection: sa.Connection, before_s: float) -> int:
     # `IS NOT NULL`: in SQL, nothing is "not in" a set with a NULL
     used = sa.select(results.c.evidence_id).where(results.c.evidence_id.is_not(None))
     connection.execute(evidence.delete().where(evidence.c.id.not_in(used)))
-    shown = sa.select(watches.c.snapshot_id).where(watches.c.snapshot_id.is_not(None))
+    shown = sa.union_all(
+        sa.select(watches.c.snapshot_id).where(watches.c.snapshot_id.is_not(None)),
+        sa.select(baselines.c.snapshot_id).where(baselines.c.snapshot_id.is_not(None)),
+    )
     connection.execute(snapshots.delete().where(snapshots.c.id.not_in(shown)))
     needed = sa.union_all(sa.select(results.c.run_id), sa.select(watches.c.run_id))
     return connection.execute(runs.delete().where(runs.c.id.in_(old), runs.c.id.not_in(needed))).rowcount

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from orchestrator.cli.notify import destinations, notify_options, tell
-from orchestrator.cli.options import ansible, connection_options, program_options
+from orchestrator.cli.options import ansible, connection_options, open_store, program_options, store_option
 from orchestrator.cli.output import Reports, board, complain, console, log, print_json, written
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrator.model import Drift, HostDrift
+    from orchestrator.store import Store
 
 __all__ = ["drift", "history"]
 
@@ -63,16 +64,18 @@ def drift(
     fleet = inventory.load(options)
     began_s = time.time()
     with board(fleet, "drift") as shown:
-        seen = rollout.watch(fleet, options, secrets=secrets, on_event=shown.event)
+        edges = rollout.Edges(store=open_store)
+        seen = rollout.watch(fleet, options, secrets=secrets, on_event=shown.event, edges=edges)
     checked = _Checked(seen.hosts, options.inventory, strict, began_s, time.time())
     if as_json:
         click.echo(drift_json.render(seen.hosts, options.inventory, began_s=checked.began_s, ended_s=checked.ended_s))
     else:
         asked = drift_report.Asked(options.inventory, options.limit)
         console().print(drift_report.report(seen.hosts, asked, diff=diff, verbose=bool(options.verbosity)))
+    code = drift_report.exit_code(seen.hosts, strict=strict)
     for note in seen.notes:
         complain(note)
-    code = drift_report.exit_code(seen.hosts, strict=strict)
+        code = note.exit_code
     for option, path in reports.files.items():
         code = written(option, path, functools.partial(_WRITERS[option], checked)) or code
     for problem in tell(seen.hosts, to, after=notify_after, inventory=options.inventory):
@@ -109,17 +112,21 @@ def _write_prometheus(checked: _Checked, path: Path) -> None:
 _WRITERS = {"--junit": _write_junit, "--prometheus": _write_prometheus}
 
 
-def _complete_host(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
-    from orchestrator.store import Store
+def _told_store() -> Store:
+    """The history, and what is to be said of it: that this is a new one, because that before it was damaged."""
+    store = open_store()
+    for note in store.notes:
+        complain(note)
+    return store
 
-    with Store() as store:
+
+def _complete_host(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
+    with open_store() as store:
         return [name for name in store.hosts() if name.startswith(typed)]
 
 
 def _complete_item(context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
-    from orchestrator.store import Store
-
-    with Store() as store:
+    with open_store() as store:
         seen = store.watched(context.params.get("host") or "")
     return [item.item for item in seen.items if item.item.startswith(typed)] if seen else []
 
@@ -127,6 +134,7 @@ def _complete_item(context: click.Context, _parameter: click.Parameter, typed: s
 @drift.command("accept")
 @click.argument("host", shell_complete=_complete_host)
 @click.argument("items", metavar="[ITEM]...", nargs=-1, shell_complete=_complete_item)
+@store_option
 @click.option("--reason", metavar="TEXT", help="Why this is fine; kept in the history beside your name.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was accepted as JSON.")
 def accept(host: str, items: tuple[str, ...], reason: str | None, as_json: bool) -> None:
@@ -135,9 +143,7 @@ def accept(host: str, items: tuple[str, ...], reason: str | None, as_json: bool)
     An ITEM is written as `kvmfleet drift` shows it; * and ? stand for anything, as in 'package:*'. The next provision
     that ends well makes a new baseline, and all that was accepted before is in it or gone.
     """
-    from orchestrator.store import Store
-
-    with Store() as store:
+    with _told_store() as store:
         seen = store.watched(host)
         if seen is None:
             near = difflib.get_close_matches(host, store.hosts(), n=3)
@@ -199,6 +205,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print it as 
 
 
 @click.group(cls=_History, invoke_without_command=True, short_help="Show past runs, or what is known of one host.")
+@store_option
 @lines_option
 @json_option
 @click.pass_context
@@ -207,9 +214,8 @@ def history(context: click.Context, lines: int, as_json: bool) -> None:
     if context.invoked_subcommand:
         return
     from orchestrator.report import drift as drift_report
-    from orchestrator.store import Store
 
-    with Store() as store:
+    with _told_store() as store:
         runs = store.runs(lines)
     if as_json:
         print_json(runs)
@@ -219,14 +225,14 @@ def history(context: click.Context, lines: int, as_json: bool) -> None:
 
 @history.command("host")
 @click.argument("host", shell_complete=_complete_host)
+@store_option
 @lines_option
 @json_option
 def past(host: str, lines: int, as_json: bool) -> None:
     """Show what is known of one host: its verdicts, its drift, and what was accepted."""
     from orchestrator.report import drift as drift_report
-    from orchestrator.store import Store
 
-    with Store() as store:
+    with _told_store() as store:
         if host not in store.hosts():
             near = difflib.get_close_matches(host, store.hosts(), n=3)
             hint = f"Did you mean {' or '.join(near)}?" if near else "`kvmfleet history` lists the runs."
@@ -243,11 +249,12 @@ def past(host: str, lines: int, as_json: bool) -> None:
     "--older-than", "days", type=click.IntRange(1, 36500), default=90, show_default=True, metavar="DAYS",
     help="Forget runs that ended so many days ago.",
 )  # fmt: skip
+@store_option
 def prune(days: int) -> None:
-    """Forget old runs. Kept is what is still needed: baselines, and the last that was seen of each host."""
+    """Forget old runs, and give back their space. Kept is what is still needed: baselines, and the last that was seen
+    of each host."""
     from orchestrator.report import drift as drift_report
-    from orchestrator.store import Store
 
-    with Store() as store:
-        gone = store.prune(drift_report.days_ago(days))
-    click.echo(f"{gone} runs forgotten.", err=True)
+    with _told_store() as store:
+        click.echo(f"{store.prune(drift_report.days_ago(days))} runs forgotten.", err=True)
+        store.compact()

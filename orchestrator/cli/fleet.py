@@ -13,6 +13,7 @@ from orchestrator.cli.options import (
     ansible,
     boot_option,
     connection_options,
+    open_store,
     playbook_options,
     replay_options,
     report_options,
@@ -88,7 +89,10 @@ def validate(
     fleet = inventory.load(options)
     standards = standards_of(fleet, options, waivers, profile)
     with board(fleet, "validate") as shown:
-        run = rollout.validate(fleet, options, secrets=secrets, boot=boot, standards=standards, on_event=shown.event)
+        run = rollout.validate(
+            fleet, options, secrets=secrets, boot=boot, standards=standards, on_event=shown.event,
+            edges=rollout.Edges(store=open_store),
+        )  # fmt: skip
     output.finish(run)
 
 
@@ -132,7 +136,8 @@ def unprovision(as_json: bool, yes: bool, **given: Any) -> None:
     if not options.check:
         _agree(fleet, yes)
     with board(fleet, "check mode" if options.check else "unprovision") as shown:
-        run = rollout.unprovision(fleet, options, secrets=secrets, on_event=shown.event)
+        edges = rollout.Edges(store=open_store)
+        run = rollout.unprovision(fleet, options, secrets=secrets, on_event=shown.event, edges=edges)
     Output("unprovision", Reports(as_json), bool(options.verbosity)).finish_given_back(run, options.check)
 
 
@@ -161,7 +166,10 @@ def provision_hosts(
     fleet = inventory.load(options)
     standards = standards_of(fleet, options, waivers)
     with board(fleet, "check mode" if options.check else "provision") as shown:
-        run = rollout.provision(fleet, options, secrets=secrets, boot=boot, standards=standards, on_event=shown.event)
+        run = rollout.provision(
+            fleet, options, secrets=secrets, boot=boot, standards=standards, on_event=shown.event,
+            edges=rollout.Edges(store=open_store),
+        )  # fmt: skip
     if options.check:
         output.finish_pretended(run)
     output.finish(run)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from orchestrator.cli.options import open_store
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def tell(
         return ()
     from orchestrator import notify
 
-    return notify.tell(hosts, to, after=after, inventory=inventory)
+    return notify.tell(hosts, to, after=after, inventory=inventory, store=open_store)
 
 
 @click.group()

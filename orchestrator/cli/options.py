@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import getpass
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -19,16 +20,19 @@ if TYPE_CHECKING:
 
     from orchestrator.inventory import AnsibleOptions, Secrets
     from orchestrator.model import Boot
+    from orchestrator.store import Store
 
 __all__ = [
     "BootType",
     "ansible",
     "boot_option",
     "connection_options",
+    "open_store",
     "playbook_options",
     "program_options",
     "replay_options",
     "report_options",
+    "store_option",
     "waivers_option",
     "yes_option",
 ]
@@ -37,12 +41,46 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 DEPTHS = ("none", "proof", "firmware", "uefi", "alpine")
 PROFILES = ("lab", "production", "multi-tenant")
+STORE = "kvmfleet.store"  # in click's meta, which a command shares with its group
 
 
 def _apply(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     """One decorator out of several, in the order in which --help should list them."""
     return lambda function: functools.reduce(lambda f, decorate: decorate(f), reversed(decorators), function)
 
+
+def _keep_store(context: click.Context, _option: click.Parameter, url: str | None) -> str | None:
+    """For `open_store`. What is wrong with it is said before any host is asked, and with KVMFLEET_STORE as well."""
+    url = url or context.meta.get(STORE) or ""
+    if context.resilient_parsing or not (url or os.environ.get("KVMFLEET_STORE")):
+        context.meta[STORE] = url
+        return url
+    from orchestrator import history_url
+
+    if history_url.secret(history_url.chosen(url)) and url:
+        raise UsageError(
+            "--store holds a password, which every user of this machine can see in the list of processes.",
+            hint="Leave it out: libpq reads ~/.pgpass, PGPASSFILE and service files. Or set KVMFLEET_STORE to the URL.",
+        )
+    context.meta[STORE] = url
+    return url
+
+
+def open_store() -> Store:
+    """The history that --store, else KVMFLEET_STORE names; every command opens it here."""
+    from orchestrator.store import Store
+
+    return Store(click.get_current_context().meta.get(STORE, ""))
+
+
+store_option = click.option(
+    "--store",
+    metavar="URL",
+    expose_value=False,
+    callback=_keep_store,
+    help="The history: sqlite:////FILE or postgresql://USER@HOST/DATABASE, instead of KVMFLEET_STORE or a file in the "
+    "state folder.",
+)
 
 connection_options = _apply(
     click.option(
@@ -69,6 +107,7 @@ connection_options = _apply(
         "--vault-password-file", "--vault-pass-file", multiple=True, metavar="FILE", help="Holds the vault password."
     ),
     click.option("--vault-id", multiple=True, metavar="LABEL@SOURCE", help="Vault identity; SOURCE is a file."),
+    store_option,
     click.option("-v", "--verbose", count=True, help="Say more: every finding, what Ansible says; -vvv all of it."),
 )
 

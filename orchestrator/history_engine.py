@@ -1,0 +1,230 @@
+"""Opens the history, in a file of SQLite's or on a PostgreSQL server; says what their failures mean."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from orchestrator import history_db, history_url, salvage
+from orchestrator.errors import DamagedError, StoreError
+from orchestrator.text import printable
+
+__all__ = ["compact", "connect", "reading", "writing"]
+
+WAIT_S = 15.0  # for another run that is writing; each of its transactions takes milliseconds
+WRITERS = 0x6B766D666C656574  # "kvmfleet": the advisory lock that writers hold on PostgreSQL
+
+
+def connect(place: sa.URL) -> tuple[sa.Engine, StoreError | None]:
+    """Opens a history, makes it where there is none, and brings its tables up to date.
+
+    Beside it comes what there is to say: that the one that was there is damaged, and where it lies now.
+
+    Raises:
+        StoreError: it cannot be opened.
+    """
+    file = history_url.file(place)
+    if file is None:
+        return _opened(place), None
+    with _explained(place):
+        _make_folder(file)
+        with salvage.alone(file):
+            lost = _set_aside(file, "the file is empty") if file.exists() and not file.stat().st_size else None
+            _make_file(file)
+            try:
+                return _opened(place), lost
+            except DamagedError as e:
+                if not (lost := _set_aside(file, e.message.removeprefix(f"history {file}: "))):
+                    raise
+            _make_file(file)
+            return _opened(place), lost
+
+
+@contextmanager
+def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """One transaction that will write, and the only one. Raises StoreError, and then nothing of it was written."""
+    with _rescued(engine), engine.execution_options(kvmfleet_writes=True).begin() as connection:
+        yield connection
+
+
+@contextmanager
+def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """One consistent view. Raises StoreError."""
+    with _rescued(engine), engine.connect() as connection:
+        yield connection
+
+
+def compact(engine: sa.Engine) -> None:
+    """Gives back the space of what was deleted. Raises StoreError, and then all is as it was."""
+    sqlite = engine.dialect.name == "sqlite"
+    level: dict[str, Any] = {} if sqlite else {"isolation_level": "AUTOCOMMIT"}
+    with _rescued(engine), engine.connect().execution_options(kvmfleet_plain=True, **level) as connection:
+        if sqlite:
+            connection.exec_driver_sql("VACUUM")
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")  # else all lies twice on the disk
+        else:
+            connection.exec_driver_sql(f"VACUUM (ANALYZE) {', '.join(history_db.all_tables)}")
+
+
+def _opened(place: sa.URL) -> sa.Engine:
+    with _explained(place):
+        engine = sa.create_engine(place, pool_pre_ping=place.drivername != "sqlite")
+        try:
+            (_set_up_sqlite if engine.dialect.name == "sqlite" else _set_up_postgresql)(engine)
+            _bring_up_to_date(engine)
+        except BaseException:
+            engine.dispose()
+            raise
+        return engine
+
+
+def _bring_up_to_date(engine: sa.Engine) -> None:
+    with engine.connect() as connection:
+        if history_db.is_up_to_date(connection):
+            return
+    with engine.execution_options(
+        kvmfleet_writes=True
+    ).begin() as connection:  # again, as two runs may have come so far
+        history_db.bring_up_to_date(connection, history_url.name(engine.url))
+
+
+@contextmanager
+def _rescued(engine: sa.Engine) -> Iterator[None]:
+    """What is damaged may be found late, as nobody reads all of it: then it is moved aside, for the next run."""
+    try:
+        with _explained(engine.url):
+            yield
+    except DamagedError as e:
+        file = history_url.file(engine.url)
+        if file is None:
+            raise
+        engine.dispose()  # else SQLite would look after files that are not its own any more
+        with _explained(engine.url), salvage.alone(file):
+            lost = _set_aside(file, e.message.removeprefix(f"history {file}: "))
+        if lost is None:
+            raise
+        raise lost from e
+
+
+def _set_aside(file: Path, why: str) -> StoreError | None:
+    moved = salvage.set_aside(file)
+    if moved is None:
+        return None
+    return StoreError(
+        f"history {printable(str(file))}: {why}. It was moved aside to {printable(moved.name)}, and a new one begins, "
+        "which knows no baselines and nothing that was accepted.",
+        hint=f"Save what can be saved: sqlite3 {moved} .recover | sqlite3 saved.sqlite3; put that in its place, "
+        "or make new baselines: kvmfleet provision",
+    )
+
+
+def _make_folder(file: Path) -> None:
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _make_file(file: Path) -> None:
+    """Only for its owner, from the first moment: it tells how to break into a fleet, if not the keys to it."""
+    if not file.exists():
+        os.close(os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+
+
+def _set_up_sqlite(engine: sa.Engine) -> None:
+    """Readers never wait (WAL), writers take turns. Python's own transactions are off: they upgrade a read to a write
+    in the middle, which SQLite refuses at once when another run writes."""
+
+    @sa.event.listens_for(engine, "connect")
+    def _(connection: sqlite3.Connection, _record: Any) -> None:
+        connection.isolation_level = None
+        connection.execute(f"PRAGMA busy_timeout = {int(WAIT_S * 1000)}")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA foreign_keys = ON")
+
+    @sa.event.listens_for(engine, "begin")
+    def _(connection: sa.Connection) -> None:
+        if not _plain(connection):
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if _writes(connection) else "BEGIN")
+
+
+def _set_up_postgresql(engine: sa.Engine) -> None:
+    """The same there: one view for a reader, one writer at a time, and nobody waits for the disk.
+
+    A crash of the server's machine may take the last half second with it, as with SQLite's NORMAL; never half a host.
+    """
+
+    @sa.event.listens_for(engine, "connect")
+    def _(connection: Any, _record: Any) -> None:
+        connection.execute(f"SET lock_timeout = {int(WAIT_S * 1000)}")
+        connection.execute("SET synchronous_commit = off")
+        connection.execute("SET client_encoding = 'UTF8'")
+        connection.commit()
+
+    @sa.event.listens_for(engine, "begin")
+    def _(connection: sa.Connection) -> None:
+        if _writes(connection):
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITERS})")
+        elif not _plain(connection):
+            connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+
+
+def _writes(connection: sa.Connection) -> bool:
+    return bool(connection.get_execution_options().get("kvmfleet_writes"))
+
+
+def _plain(connection: sa.Connection) -> bool:
+    """Outside of any transaction."""
+    return bool(connection.get_execution_options().get("kvmfleet_plain"))
+
+
+# Primary result codes of SQLite (https://www.sqlite.org/rescode.html) -> what to do.
+_WRITABLE = "Make the folder and the file writable for you; KVMFLEET_STATE_DIR or --store names another place."
+_SQLITE_HINTS = {
+    sqlite3.SQLITE_FULL: "Free some space there, then run the command again.",
+    sqlite3.SQLITE_READONLY: _WRITABLE,
+    sqlite3.SQLITE_CANTOPEN: _WRITABLE,
+    sqlite3.SQLITE_PERM: _WRITABLE,
+    sqlite3.SQLITE_BUSY: "Another run has been writing for too long. See which one has it open: fuser {name}",
+    sqlite3.SQLITE_CORRUPT: "Move it away; kvmfleet starts a new one. `sqlite3 {name} .recover` saves what is left.",
+    sqlite3.SQLITE_NOTADB: "It is no SQLite file. Move it away, or name another with --store.",
+    sqlite3.SQLITE_IOERR: "See the kernel's log for this disk: dmesg",
+}
+
+# Codes of PostgreSQL, or the class that they begin with (https://www.postgresql.org/docs/current/errcodes-appendix.html).
+_POSTGRESQL_HINTS = {
+    "28": "Let this user in (pg_hba.conf); a password belongs into ~/.pgpass, or into KVMFLEET_STORE.",
+    "3D": "Make the database first: createdb --encoding UTF8 --owner USER DATABASE",
+    "42501": "Let the user own the database, or: GRANT CREATE ON SCHEMA public TO USER",
+    "22P05": "The database is not in UTF-8. Make another: createdb --encoding UTF8 --template template0",
+    "25006": "That server only reads. Name the one that writes.",
+    "53": "The server has no room, memory or connection left.",
+    "55P03": "Another run has been writing for too long. See what the server does: SELECT * FROM pg_stat_activity",
+}
+_UNKNOWN_HINT = "See whether the database answers, and whether its user may write there."
+
+
+@contextmanager
+def _explained(url: sa.URL) -> Iterator[None]:
+    """Turn what a database or a file system raises into StoreError."""
+    name = history_url.name(url)
+    try:
+        yield
+    except sa.exc.DBAPIError as e:
+        why = f"history {name}: {' '.join(printable(str(e.orig)).split())}"
+        code = getattr(e.orig, "sqlite_errorcode", 0) & 0xFF  # the upper bits only say more of the same
+        hint = (_SQLITE_HINTS.get(code) or _postgresql_hint(e.orig)).format(name=name)
+        raise (DamagedError if code in salvage.DAMAGE else StoreError)(why, hint=hint) from e
+    except (sa.exc.SQLAlchemyError, ImportError) as e:
+        raise StoreError(f"history {name}: {printable(str(e))}", hint=f"Write {history_url.POSSIBLE}.") from e
+    except OSError as e:
+        raise StoreError(f"history {name}: {e.strerror}", hint=_WRITABLE) from e
+
+
+def _postgresql_hint(error: object) -> str:
+    code = getattr(error, "sqlstate", None) or ""
+    return _POSTGRESQL_HINTS.get(code) or _POSTGRESQL_HINTS.get(code[:2]) or _UNKNOWN_HINT
