@@ -566,3 +566,18 @@ def test_a_volume_is_made_on_a_host_only_when_that_was_asked_for(run, state, mon
     (state / "hosts.ini").write_text("[kvm_hosts]\nhv1\n")
     assert run("validate", "-i", state / "hosts.ini", *typed)[0] == 0
     assert [boot.active for boot in asked] == [bool(typed)]
+
+
+def test_a_password_on_the_command_line_is_refused_and_not_repeated(run, state):
+    code, _, err = run("history", "--store", "postgresql://u:sesame@db/kvmfleet")
+    assert code == 1
+    assert "sesame" not in err
+    assert "~/.pgpass" in err
+
+
+def test_an_option_names_the_history_of_a_group_and_its_commands(run, state, tmp_path):
+    place = f"sqlite:///{tmp_path}/other.sqlite3"
+    assert run("history", "--store", place)[0] == 0
+    assert run("drift", "--store", place, "accept", "hv1", "--reason", "x")[0] == 1
+    assert (tmp_path / "other.sqlite3").is_file()
+    assert not (tmp_path / "history.sqlite3").exists()
