@@ -20,7 +20,7 @@ SERVER = shutil.which("postgres", path=os.pathsep.join([*map(str, reversed(FOLDE
 
 @contextmanager
 def server() -> Iterator[str]:
-    """Gives the URL of an empty database in UTF-8. The server refuses to run as root, so then it runs as another user."""
+    """Gives the URL of an empty database in UTF-8. The server refuses to run as root, so then another user runs it."""
     assert SERVER, "postgresql is not installed"
     user = "nobody" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
     with tempfile.TemporaryDirectory(prefix="kvmfleet-postgresql-") as name:
