@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["schedule"]
 
-CONNECTION = frozenset(option.name for option in click.command()(connection_options(lambda: None)).params)
+CONNECTION = frozenset(
+    option.name for option in click.command()(connection_options(lambda: None)).params if option.expose_value
+)
 WRITTEN = ("junit", "prometheus", "html", "save_evidence")
 """Options of drift that name what it makes; files that others name are there already."""
 OWN = ("KVMFLEET_VENV", "KVMFLEET_PYTHON")

@@ -496,9 +496,9 @@ def test_options_of_drift_are_passed_on_with_absolute_paths(install, tmp_path: P
     assert not (tmp_path / "state").exists()
 
 
-def test_an_option_of_drift_that_hides_its_value_is_passed_on_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    hidden = click.Option(["--store"], expose_value=False)
-    monkeypatch.setattr(drift, "params", [*drift.params, hidden])
+def test_an_option_of_drift_that_hides_its_value_is_passed_on_as_well() -> None:
+    (hidden,) = (option for option in drift.params if option.name == "store")
+    assert not hidden.expose_value
     seen: list[str] = []
 
     @click.command(params=[_with_its_value(hidden)])

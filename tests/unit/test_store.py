@@ -620,7 +620,7 @@ def test_an_older_history_is_upgraded_and_keeps_what_it_has(url: str, schemas: t
             assert (expected.items["system:hostname"], expected.items["contract"]) == (hostname, "{}")
         store.begin("drift").watch(seen(SWAP), {"a": "b"})
         assert store.watched("hv1")
-    assert execute(url, "SELECT version FROM schema_version") == [(3,)]
+    assert execute(url, "SELECT version FROM schema_version") == [(history_db.SCHEMA,)]
     assert execute(url, "SELECT count(*) FROM baselines WHERE snapshot_id IS NOT NULL") == [(1,)]
 
 
@@ -705,13 +705,13 @@ def test_a_full_disk_costs_a_drift_check_no_answer_and_nothing_that_was_there(tm
         names = [f"h{{n}}" for n in range(20)]
         rollout.provision(fleet(*names), OPTIONS, edges=world())
         filler, good = Path("{folder}/filler"), world()
-        def collect(*hosts, **more):
+        def stream(*hosts, **more):
             try:
                 filler.write_bytes(b"x" * (8 << 20))
             except OSError:
                 pass
-            return good.collect(*hosts, **more)
-        seen = rollout.watch(fleet(*names), OPTIONS, edges=good._replace(collect=collect))
+            good.stream(*hosts, **more)
+        seen = rollout.watch(fleet(*names), OPTIONS, edges=good._replace(stream=stream))
         print({{host.state for host in seen.hosts}} == {{"pending"}}, [note.message for note in seen.notes])
         filler.unlink()
         seen = rollout.watch(fleet(*names), OPTIONS, edges=world())
