@@ -684,7 +684,8 @@ def test_writers_that_are_killed_at_any_moment_leave_nothing_by_half(url: str) -
                 assert last
                 assert (last.findings, bool(last.evidence), bool(store.expectation(host))) == ((GOOD,), True, True)
                 assert watched is None or watched.items[0].item == SWAP.item
-    assert len(store.hosts()) == 3
+    with Store(url) as store:
+        assert len(store.hosts()) == 3
     unfinished = "SELECT count(*) FROM host_results WHERE id NOT IN (SELECT result_id FROM findings)"
     assert execute(url, unfinished) == [(0,)]
     if url.startswith("sqlite"):
