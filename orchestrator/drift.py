@@ -7,10 +7,12 @@ from collections.abc import Mapping
 import msgspec
 
 from orchestrator import snapshot
-from orchestrator.model import Collected, Drift, DriftState, HostDrift
+from orchestrator.model import Collected, Drift, DriftState, HostDrift, Verdict
 from orchestrator.snapshot import Snapshot
 
-__all__ = ["Baseline", "compare", "judge"]
+__all__ = ["Baseline", "compare", "judge", "left"]
+
+MACHINE = "hardware:machine"
 
 
 class Baseline(msgspec.Struct, frozen=True):
@@ -19,6 +21,7 @@ class Baseline(msgspec.Struct, frozen=True):
     items: Mapping[str, str]
     intent_digest: str = ""  # "" when the playbook was run without the orchestrator
     kvmfleet: str = ""  # the version that looked
+    verdict: Verdict = "proven"  # proven or degraded
 
 
 def judge(
@@ -72,6 +75,31 @@ def compare(baseline: Baseline, now: Snapshot, *, version: str) -> tuple[Drift, 
         if expected != seen:
             found.append(Drift(item, expected, seen))
     return tuple(found)
+
+
+def left(
+    baseline: Baseline, before: Snapshot | None, after: Snapshot, *, intent: str, version: str
+) -> tuple[Drift, ...]:
+    """Drift that a play left as it found it, and that the next baseline must not take for granted.
+
+    `before` is how the host was just before the play, None where it could not be looked at. What nobody saw then
+    counts as left, unless the play was asked for something else than the one before. On another machine, or the same
+    one installed anew, nothing is expected.
+    """
+    then, now = baseline.items.get(MACHINE), after.items.get(MACHINE)
+    if then and now and then != now:
+        return ()
+    asked_for_the_same = intent == baseline.intent_digest
+    items = compare(baseline, after, version=version)
+    return tuple(item for item in items if _was_so(item, before, unseen=asked_for_the_same))
+
+
+def _was_so(item: Drift, before: Snapshot | None, *, unseen: bool) -> bool:
+    """Whether the item was already what it is now; `unseen` where nobody could look."""
+    kind = snapshot.kind(item.item)
+    if before is None or kind is None or kind.section in before.blind:
+        return unseen
+    return before.items.get(item.item) == item.seen
 
 
 def _stranger(collected: Collected) -> str:

@@ -15,6 +15,7 @@ __all__ = [
     "all_tables",
     "baselines",
     "bring_up_to_date",
+    "carried",
     "drifts",
     "evidence",
     "findings",
@@ -58,7 +59,12 @@ def _notify(connection: sa.Connection) -> None:
     _tables.create_all(connection, tables=[notices])
 
 
-UPGRADES: tuple[Callable[[sa.Connection], None], ...] = (_watch, _remember, _notify)
+def _carry(connection: sa.Connection) -> None:
+    """5: what a provision left as it found it, so that it stays drift."""
+    _tables.create_all(connection, tables=[carried])
+
+
+UPGRADES: tuple[Callable[[sa.Connection], None], ...] = (_watch, _remember, _notify, _carry)
 """The n-th turns schema n+1 into n+2. Tables and columns are only ever added; an older kvmfleet refuses to go on."""
 
 SCHEMA = 1 + len(UPGRADES)
@@ -147,6 +153,14 @@ baselines = sa.Table(
     ),  # of the evidence of this result, so that it need not be read
     sa.Column("taken_by", Text, nullable=False, default="", server_default=""),  # the snapshot.EDITION that took it
     sa.Column("accepted_id", sa.Integer, nullable=False, default=0, server_default="0"),  # later ones count on top
+)
+
+carried = sa.Table(  # items of a baseline that are expected as the one before had them, not as its evidence has them
+    "carried",
+    _tables,
+    sa.Column("result_id", sa.ForeignKey("host_results.id"), primary_key=True),
+    sa.Column("item", Text, primary_key=True),
+    sa.Column("expected", Text),
 )
 
 snapshots = sa.Table(

@@ -13,17 +13,28 @@ from orchestrator.inventory import Fleet, Host
 
 __all__ = ["digests"]
 
+TRANSPORTS = "libvirt_remote_transports"
 SOURCES = ("playbooks", "plugins", "roles")
 
 
 def digests(fleet: Fleet, *, content: Path | None = None) -> Mapping[str, str]:
-    """Host name to a SHA-256 of roles, playbooks and the host's variables, -e among them.
+    """Host name to a SHA-256 of roles, playbooks and the host's variables, -e among them; with TLS, of the CA, too.
 
     Variables that say how to reach a host (`ansible_…`) are left out: another address, key or password asks for
     nothing else, and the digest, which leaves this machine, is no way to guess a login password.
     """
-    common = _content(content or paths.content())
-    return {host.name: _digest(common, host) for host in fleet.hosts}
+    common, authority = _content(content or paths.content()), _authority()
+    return {
+        host.name: _digest(common + authority if TRANSPORTS in host.variables else common, host) for host in fleet.hosts
+    }
+
+
+def _authority() -> bytes:
+    """The CA's certificate as it is now: hosts with certificates of another one are to get new ones."""
+    try:
+        return (paths.pki() / "ca.pem").read_bytes()
+    except OSError:
+        return b""
 
 
 def _digest(common: bytes, host: Host) -> str:

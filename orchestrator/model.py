@@ -1043,13 +1043,14 @@ class HostConverged(msgspec.Struct, frozen=True):
     """What a playbook did to one host."""
 
     host: str
-    outcome: Literal["ok", "failed", "unreachable", "skipped"]  # skipped: the playbook never got to it
+    # skipped: the playbook never got to it; unchanged: it was not run there, as it would make nothing else of the host
+    outcome: Literal["ok", "failed", "unreachable", "skipped", "unchanged"]
     ok: int = 0
     changed: int = 0
     skipped: int = 0
     failed: int = 0
     failure: TaskFailure | None = None
-    notes: tuple[str, ...] = ()  # what a module had to say to people, safe to print
+    notes: tuple[str, ...] = ()  # what a module had to say to people, or why it is unchanged; safe to print
 
     @property
     def tasks(self) -> int:
@@ -1091,3 +1092,4 @@ class HostResult(msgspec.Struct, frozen=True):
     converged: HostConverged | None = None
     profile: Profile = "production"  # that it was judged by
     groups: tuple[str, ...] = ()  # of the inventory that it is in
+    left: tuple[Drift, ...] = ()  # drift that the playbook left as it found it

@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple, Self, get_args
 
 import msgspec
 
-from orchestrator import __version__, drift, intent, lock, snapshot
-from orchestrator.checks.host import CONVERGED
+from orchestrator import __version__, drift, intent, lock, probe, snapshot
+from orchestrator.checks.host import CONVERGED, DRIFT
 from orchestrator.collect import collect, stream
 from orchestrator.converge import Progress, converge
 from orchestrator.errors import KvmfleetError, StoreError
@@ -20,6 +20,7 @@ from orchestrator.model import (
     Boot,
     Collected,
     Depth,
+    Drift,
     Finding,
     FleetFinding,
     HostConverged,
@@ -29,9 +30,11 @@ from orchestrator.model import (
     Profile,
     Step,
 )
+from orchestrator.probe import Known, Look, Which
 from orchestrator.recording import Recording
+from orchestrator.store import PastResult, Store
 from orchestrator.store import Run as Record
-from orchestrator.store import Store
+from orchestrator.text import moment, printable
 from orchestrator.waivers import Waivers
 
 __all__ = [
@@ -107,14 +110,19 @@ def provision(
     secrets: Secrets = Secrets(),  # noqa: B008 - frozen
     boot: Boot = Boot(),  # noqa: B008 - frozen
     standards: Standards = STANDARDS,
+    which: Which = "needed",
     on_event: Tell | None = None,
     edges: Edges = EDGES,
 ) -> Run:
-    """Makes every host a KVM host, then proves each one, those on which the playbook failed among them.
+    """Makes hosts KVM hosts, then proves every one, those on which the playbook failed among them.
+
+    The hosts are looked at first, and the playbook runs on `which` of them. Check mode and runs of some of the tasks
+    leave out none that is only as it should be.
 
     Raises:
         LockedError: another run changes one of these hosts.
         ConvergeError: Ansible could not run the playbook at all.
+        StoreError: only what drifted is to be healed, and the history, which knows what that is, cannot be read.
         Interrupted, KeyboardInterrupt: nothing of the run is left on the controller.
     """
     tell = on_event or _nothing
@@ -122,10 +130,25 @@ def provision(
         intents = intent.digests(fleet)
         if options.check:
             return Run((), _play(fleet, options, secrets, intents, tell, edges))
+        if which == "needed" and (options.tags or options.skip_tags):
+            which = "all"
         with _History(edges.store, "provision") as history:
-            converged = _play(fleet, options, secrets, intents, tell, edges)
-            done = {host.host: host for host in converged}
-            results = _prove(fleet, options, secrets, boot, standards, tell, edges, done)
+            known = history.known(fleet, needed=which == "drifted")
+            looks = _look(fleet, options, secrets, boot, standards, which, known, intents, tell, edges)
+            spared = probe.spared(looks.values(), fleet.hosts, which, intents, __version__)
+            unchanged = {name: probe.told(looks[name]) for name in spared}
+            for host in unchanged.values():
+                tell(host)
+            played = _play(_only(fleet, lambda name: name not in spared), options, secrets, intents, tell, edges)
+            done = unchanged | {host.host: host for host in played}
+            settled = {name: _settled(looks[name], boot, history, done[name]) for name in spared}
+            asked = _only(fleet, lambda name: not settled.get(name))
+            proven = {r.host: r for r in _prove(asked, options, secrets, boot, standards, tell, edges, done)}
+            results = tuple(
+                _with_drift(settled.get(host.name) or proven[host.name], looks.get(host.name), intents[host.name])
+                for host in fleet.hosts
+            )
+            converged = tuple(done[host.name] for host in fleet.hosts)
             return Run(results, converged, history.keep(results), judge_fleet(results))
 
 
@@ -225,10 +248,84 @@ def _play(
     edges: Edges,
     playbook: str = PLAYBOOK,
 ) -> tuple[HostConverged, ...]:
+    if not fleet.hosts:
+        return ()
     converged = edges.converge(playbook, fleet, options, secrets=secrets, intents=intents, on_event=tell)
     for host in converged:
         tell(host)
     return converged
+
+
+def _look(
+    fleet: Fleet,
+    options: AnsibleOptions,
+    secrets: Secrets,
+    boot: Boot,
+    standards: Standards,
+    which: Which,
+    known: Mapping[str, Known],
+    intents: Mapping[str, str],
+    tell: Tell,
+    edges: Edges,
+) -> Mapping[str, Look]:
+    """How hosts are before the playbook runs: those that have a baseline; where only drift is healed, all of them.
+
+    The look may be all the proof that a host gets, and then it executes a guest. With --boot none it does not, and no
+    host is found good enough to be left alone.
+    """
+    seen = fleet if which == "drifted" else _only(fleet, lambda name: name in known)
+    depth = Boot("none" if which == "all" or boot.depth == "none" else "proof")
+    looks = {}
+    for host, result in zip(seen.hosts, _prove(seen, options, secrets, depth, standards, tell, edges, {}), strict=True):
+        past = known.get(host.name)
+        baseline = past.baseline if past else None
+        seen_drift = drift.judge(result.collected, baseline, intent=intents[host.name], version=__version__)
+        looks[host.name] = Look(host, result, seen_drift, past)
+    return looks
+
+
+def _only(fleet: Fleet, wanted: Callable[[str], bool]) -> Fleet:
+    return msgspec.structs.replace(fleet, hosts=tuple(host for host in fleet.hosts if wanted(host.name)))
+
+
+def _settled(look: Look, boot: Boot, history: _History, unchanged: HostConverged) -> HostResult | None:
+    """The result of a host that was spared; None where it is yet to be asked to boot a guest."""
+    booted = history.booted(look.host.name) if boot.depth not in ("none", "proof") else None
+    if not probe.is_settled(look, boot, booted):
+        return None
+    result = msgspec.structs.replace(look.result, converged=unchanged)
+    return probe.booted_before(result, moment(booted.recorded_at_s)) if booted else result
+
+
+def _with_drift(result: HostResult, look: Look | None, wanted: str) -> HostResult:
+    """The result, with the drift that the playbook left as it found it."""
+    evidence, before = result.collected.evidence, look.result.collected.evidence if look else None
+    if not (look and look.known and evidence and result.converged and result.converged.outcome == "ok"):
+        return result
+    left = drift.left(
+        look.known.baseline,
+        snapshot.take(before) if before else None,
+        snapshot.take(evidence),
+        intent=wanted,
+        version=__version__,
+    )
+    if not left:
+        return result
+    finding, (verdict, findings, cause) = _drift_finding(left), msgspec.structs.astuple(result.judgement)
+    judgement = Judgement("degraded" if verdict == "proven" else verdict, (finding, *findings), cause or finding)
+    return msgspec.structs.replace(result, left=left, judgement=judgement)
+
+
+def _drift_finding(left: Sequence[Drift]) -> Finding:
+    names = ", ".join(item.item for item in left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
+    return Finding(
+        DRIFT.id,
+        "warn",
+        f"the playbook left drift as it found it: {names}",
+        printable(left[0].expected or "nothing", 160),
+        printable(left[0].seen or "nothing", 160),
+        "`kvmfleet drift --diff` shows it. Repair it on the host, or say that it is fine with `kvmfleet drift accept`.",
+    )
 
 
 def _prove(
@@ -242,6 +339,8 @@ def _prove(
     converged: Mapping[str, HostConverged],
 ) -> tuple[HostResult, ...]:
     """One result for each host of the fleet: a silent host never passes."""
+    if not fleet.hosts:
+        return ()
     answers = edges.collect(
         fleet.hosts,
         options,
@@ -298,7 +397,7 @@ def _profile(host: Host, collected: Collected | None) -> Profile:
 
 def _with_play(judgement: Judgement, converged: HostConverged | None) -> Judgement:
     """A host that the playbook did not finish is never good, whatever its evidence says of what was there before."""
-    if converged is None or converged.outcome == "ok" or judgement.verdict == "unreachable":
+    if converged is None or converged.outcome in ("ok", "unchanged") or judgement.verdict == "unreachable":
         return judgement
     finding = _play_finding(converged)
     findings = (finding, *judgement.findings)
@@ -343,6 +442,25 @@ class _History:
         if self._store:
             self._store.close()
 
+    def known(self, fleet: Fleet, *, needed: bool) -> Mapping[str, Known]:
+        """The hosts that have a baseline: none where the history cannot be read, unless it is `needed`."""
+        try:
+            if self._problem:
+                raise self._problem
+            return _known(self._store, fleet) if self._store else {}
+        except StoreError as e:
+            if needed:
+                raise
+            self._problem = e
+            return {}
+
+    def booted(self, host: str) -> PastResult | None:
+        """The last result with a guest that booted on the host, as far as it can be told."""
+        try:
+            return self._store.booted(host) if self._store else None
+        except StoreError:
+            return None
+
     def keep(self, results: Sequence[HostResult]) -> tuple[KvmfleetError, ...]:
         """A host is its own baseline once the playbook finished on it and it was found good."""
         if self._problem:
@@ -350,7 +468,8 @@ class _History:
         try:
             for result in results:
                 good = result.judgement.verdict in ("proven", "degraded")
-                self._run.record(result, baseline=good and result.converged is not None)
+                played = result.converged is not None and result.converged.outcome == "ok"
+                self._run.record(result, baseline=good and played)
             self._run.finish("finished")
         except StoreError as e:
             return (*self._notes, e)
@@ -408,6 +527,15 @@ class _Past:
             yield
         except StoreError as e:
             self._notes.setdefault(e.message, e)
+
+
+def _known(store: Store, fleet: Fleet) -> Mapping[str, Known]:
+    found = {}
+    for host in fleet.hosts:
+        baseline, last = store.expectation(host.name), store.last(host.name)
+        if baseline and last:
+            found[host.name] = Known(baseline, last.verdict)
+    return found
 
 
 def _nothing(_event: Event) -> None:

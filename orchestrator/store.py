@@ -23,6 +23,7 @@ from orchestrator.errors import StoreError
 from orchestrator.history_db import (
     acceptances,
     baselines,
+    carried,
     drifts,
     evidence,
     findings,
@@ -93,6 +94,8 @@ class Run:
     def record(self, result: HostResult, *, baseline: bool = False) -> None:
         """Add one host. `baseline`: this is how the host is when all is well; later runs are compared with it.
 
+        What the playbook left is expected as it was before.
+
         Raises StoreError, and then nothing about this host was written.
         """
         with history_engine.writing(self._engine) as connection:
@@ -102,6 +105,9 @@ class Run:
             if baseline:
                 connection.execute(baselines.delete().where(baselines.c.host == result.host))
                 connection.execute(baselines.insert().values(_baseline_row(connection, result, result_id)))
+                rows = [{"result_id": result_id, "item": d.item, "expected": d.expected} for d in result.left]
+                if rows:
+                    connection.execute(carried.insert(), rows)
 
     def watch(self, found: HostDrift, items: Mapping[str, str] | None) -> HostDrift:
         """Add what a drift check saw of one host; gives it with the times since when it is so.
@@ -208,24 +214,33 @@ class Store:
         query = sa.select(results).join(baselines, baselines.c.result_id == results.c.id)
         return next(iter(self._results(query.where(baselines.c.host == host))), None)
 
+    def booted(self, host: str) -> PastResult | None:
+        """The last result with a domain that booted on the host."""
+        query = sa.select(results).join(findings, findings.c.result_id == results.c.id)
+        passed = (findings.c.check == "guest.boot") & (findings.c.status == "pass")
+        query = query.where(results.c.host == host, passed).order_by(results.c.id.desc()).limit(1)
+        return next(iter(self._results(query)), None)
+
     def expectation(self, host: str) -> Baseline | None:
-        """What the host should be like: its baseline, and what was accepted since. None without a baseline."""
+        """What the host should be like: its baseline, and what was accepted since. None without a baseline.
+
+        What the playbook left then as it had found it is expected as it was before.
+        """
         with history_engine.reading(self._engine) as connection:
             row = _baseline(connection, host)
             if row is None:
                 return None
             items = _snapshot(row)
-            later = _acceptances(connection, host, after=row["accepted_id"]) if row["latest"] else ()
+            changes = _carried(connection, row["result_id"])
+            if row["latest"]:
+                later = _acceptances(connection, host, after=row["accepted_id"])
+                changes |= {accepted.item: accepted.seen for accepted in later}
         if items is None:
             items = self._taken_again(host)
         if items is None:
             return None
-        for accepted in later:
-            if accepted.seen is None:
-                items.pop(accepted.item, None)
-            else:
-                items[accepted.item] = accepted.seen
-        return Baseline(items, row["intent_digest"], row["kvmfleet"])
+        wanted = {item: value for item, value in (items | changes).items() if value is not None}
+        return Baseline(wanted, row["intent_digest"], row["kvmfleet"], row["verdict"])
 
     def lost(self) -> Path | None:
         """Where a damaged history lies that was here before this one: what is unknown here may be known there."""
@@ -333,9 +348,11 @@ def _baseline(connection: sa.Connection, host: str) -> sa.RowMapping | None:
     later = sa.exists().where(acceptances.c.host == baselines.c.host, acceptances.c.id > baselines.c.accepted_id)
     query = (
         sa.select(
+            baselines.c.result_id,
             baselines.c.taken_by,
             baselines.c.accepted_id,
             results.c.intent_digest,
+            results.c.verdict,
             runs.c.kvmfleet,
             snapshots.c.document,
             later.label("latest"),
@@ -379,6 +396,11 @@ def _past_watch(connection: sa.Connection, row: sa.RowMapping) -> HostDrift:
     return _struct(HostDrift, row, items=items, told_s=told_s)
 
 
+def _carried(connection: sa.Connection, result_id: int) -> dict[str, str | None]:
+    rows = connection.execute(sa.select(carried.c.item, carried.c.expected).where(carried.c.result_id == result_id))
+    return {str(row.item): row.expected for row in rows}
+
+
 def _acceptances(connection: sa.Connection, host: str, after: int = 0) -> tuple[Acceptance, ...]:
     """Those with a higher id. Times are only shown: the clocks of two controllers may differ."""
     query = sa.select(acceptances).where(acceptances.c.host == host, acceptances.c.id > after)
@@ -392,6 +414,7 @@ def _prune(connection: sa.Connection, before_s: float) -> int:
     kept = sa.union_all(newest_results, sa.select(baselines.c.result_id))
     gone = sa.select(results.c.id).where(results.c.run_id.in_(old), results.c.id.not_in(kept))
     connection.execute(findings.delete().where(findings.c.result_id.in_(gone)))
+    connection.execute(carried.delete().where(carried.c.result_id.in_(gone)))
     connection.execute(results.delete().where(results.c.id.in_(gone)))
     unseen = sa.select(watches.c.id).where(watches.c.run_id.in_(old), watches.c.id.not_in(newest_watches))
     connection.execute(drifts.delete().where(drifts.c.watch_id.in_(unseen)))

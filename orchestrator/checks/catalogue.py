@@ -71,7 +71,7 @@ def catalogue() -> tuple[Check, ...]:
 
 def topics() -> tuple[Topic, ...]:
     """Everything that a finding can be about: what the rollout finds, the checks of a host, those of the fleet."""
-    return (host.CONVERGED, *catalogue(), *fleet.CHECKS)
+    return (host.CONVERGED, host.DRIFT, *catalogue(), *fleet.CHECKS)
 
 
 def explain(id: str) -> Topic | None:

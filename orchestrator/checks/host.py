@@ -19,6 +19,18 @@ CONVERGED = Topic(
     ),
 )
 
+DRIFT = Topic(
+    id="host.drift",
+    title="Provisioning left no drift",
+    explanation=Explanation(
+        proves="Nothing on the host is other than it was when it was last good, but for what this run changed.",
+        how="The host is compared with its baseline before and after the playbook. Only `provision` finds this. What "
+        "the playbook left as it found it is no part of the new baseline: there the former one stays.",
+        todo="`kvmfleet drift --diff` shows each item. Repair it on the host, or say that it is fine with "
+        "`kvmfleet drift accept`.",
+    ),
+)
+
 
 @check(
     "host.reachable",

@@ -25,6 +25,7 @@ from orchestrator.errors import UsageError
 if TYPE_CHECKING:
     from orchestrator.inventory import AnsibleOptions, Fleet, Secrets
     from orchestrator.model import Boot, Profile
+    from orchestrator.probe import Which
     from orchestrator.rollout import Run, Standards
 
 __all__ = ["provision", "provision_hosts", "ready", "standards_of", "unprovision", "validate"]
@@ -37,17 +38,35 @@ REPLAY = ("recorded", "profile", "waivers", "verbose", "as_json", "junit", "html
 @connection_options
 @playbook_options
 @boot_option
+@click.option("--force", is_flag=True, help="Run the playbook also on hosts that are as it would make them.")
+@click.option("--drifted", is_flag=True, help="Run the playbook only on hosts that drifted; touch no other.")
 @waivers_option
 @report_options
-def provision(boot: Boot, waivers: str | None, **given: Any) -> None:
-    """Install and configure QEMU/KVM and libvirt on the hosts of the group kvm_hosts, then prove each one."""
+def provision(boot: Boot, force: bool, drifted: bool, waivers: str | None, **given: Any) -> None:
+    """Install and configure QEMU/KVM and libvirt on the hosts of the group kvm_hosts, then prove each one.
+
+    Hosts are looked at first. One that is as it was when it was last good, and of which the inventory and the roles ask
+    for nothing else since, is reported as unchanged and left alone.
+    """
+    which = _which(force, drifted, given["check"])
     reports = Reports.taken_from(given)
     if given["check"] and reports.files:
         named = " and ".join(reports.files)
         raise UsageError(f"Check mode proves nothing to write with {named}.", hint=f"Leave out {named} or --check.")
     options, secrets = ansible(given)
     log(options.verbosity)
-    provision_hosts(options, secrets, boot, Output("provision", reports, bool(options.verbosity)), waivers)
+    provision_hosts(options, secrets, boot, Output("provision", reports, bool(options.verbosity)), waivers, which)
+
+
+def _which(force: bool, drifted: bool, check: bool) -> Which:
+    if force and drifted:
+        raise UsageError("--force is for every host, and --drifted only for some.", hint="Leave out one of them.")
+    if drifted and check:
+        raise UsageError(
+            "--check looks at nothing, so it cannot tell which hosts --drifted is about.",
+            hint="`kvmfleet drift --diff` says what drifted, and changes nothing.",
+        )
+    return "all" if force else "drifted" if drifted else "needed"
 
 
 @click.command(short_help="Prove the hosts as they are; changes nothing.")
@@ -157,7 +176,12 @@ def _agree(fleet: Fleet, yes: bool) -> None:
 
 
 def provision_hosts(
-    options: AnsibleOptions, secrets: Secrets, boot: Boot, output: Output, waivers: str | None = None
+    options: AnsibleOptions,
+    secrets: Secrets,
+    boot: Boot,
+    output: Output,
+    waivers: str | None = None,
+    which: Which = "needed",
 ) -> None:
     """Load, roll out, report: what `provision` and `lab up` share."""
     from orchestrator import inventory, rollout
@@ -167,7 +191,7 @@ def provision_hosts(
     standards = standards_of(fleet, options, waivers)
     with board(fleet, "check mode" if options.check else "provision") as shown:
         run = rollout.provision(
-            fleet, options, secrets=secrets, boot=boot, standards=standards, on_event=shown.event,
+            fleet, options, secrets=secrets, boot=boot, standards=standards, which=which, on_event=shown.event,
             edges=rollout.Edges(store=open_store),
         )  # fmt: skip
     if options.check:

@@ -7,7 +7,17 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from orchestrator import __version__
-from orchestrator.model import Contract, Evidence, Finding, FleetFinding, HostConverged, HostResult, Profile, Verdict
+from orchestrator.model import (
+    Contract,
+    Drift,
+    Evidence,
+    Finding,
+    FleetFinding,
+    HostConverged,
+    HostResult,
+    Profile,
+    Verdict,
+)
 from orchestrator.report.summary import counts
 from orchestrator.text import printable_json
 
@@ -36,6 +46,7 @@ class HostReport(msgspec.Struct, frozen=True):
     cause: Finding | None
     findings: tuple[Finding, ...]
     converged: HostConverged | None
+    left: tuple[Drift, ...]  # drift that the playbook left as it found it
     collected: Reached
     contract: Contract | None
     evidence: Evidence | None
@@ -79,6 +90,7 @@ def _host(result: HostResult) -> HostReport:
         cause=result.judgement.cause,
         findings=result.judgement.findings,
         converged=result.converged,
+        left=result.left,
         collected=Reached(
             collected.path,
             collected.problem,

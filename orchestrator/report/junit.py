@@ -46,10 +46,12 @@ def _document(root: ET.Element) -> str:
 
 
 def _properties(result: HostResult) -> dict[str, str]:
-    verdict, at = result.judgement.verdict, result.collected.recorded_at_s
-    if at is None:
-        return {"verdict": verdict}
-    return {"verdict": verdict, "replay": f"of evidence that was recorded at {moment(at)}"}
+    told: dict[str, str] = {"verdict": result.judgement.verdict}
+    if result.converged and result.converged.outcome == "unchanged":
+        told["unchanged"] = " ".join(result.converged.notes)
+    if (at := result.collected.recorded_at_s) is not None:
+        told["replay"] = f"of evidence that was recorded at {moment(at)}"
+    return told
 
 
 def _suite(name: str, findings: Sequence[Finding], **properties: str) -> ET.Element:

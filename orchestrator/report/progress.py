@@ -85,6 +85,9 @@ class Board:
     def _converged(self, event: HostConverged) -> None:
         row = self._rows.setdefault(event.host, _Row(event.host))
         row.state, row.note = "converged" if event.outcome == "ok" else event.outcome, ""
+        if event.outcome == "unchanged":
+            self._say(f"{event.host}: unchanged: {' '.join(event.notes)}")
+            return
         self._say(
             f"{event.host}: {event.outcome}, {event.ok} tasks ok, {event.changed} changed, {event.failed} failed "
             f"after {time.monotonic() - self._started_s:.0f} s"

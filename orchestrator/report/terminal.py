@@ -46,6 +46,7 @@ def report(
     parts += [findings(r) for r in results] if verbose else []
     shown = [(f, f.hosts or ("fleet",)) for f in fleet if verbose or f.status in ("fail", "warn")]
     parts.append(_lines([*([] if verbose else _advice(results)), *shown]))
+    parts += _unchanged(results)
     parts.append(_closing(results))
     return Group(*parts)
 
@@ -181,6 +182,18 @@ def _advice(results: Sequence[HostResult]) -> list[tuple[Finding, Sequence[str]]
             told.setdefault(key, []).append(result.host)
             example.setdefault(key, finding)
     return [(example[key], hosts) for key, hosts in told.items()]
+
+
+def _unchanged(results: Sequence[HostResult]) -> list[Text]:
+    """The hosts on which the playbook was not run, and why."""
+    told: dict[str, list[str]] = {}
+    for result in results:
+        if result.converged and result.converged.outcome == "unchanged":
+            told.setdefault(" ".join(result.converged.notes), []).append(result.host)
+    lines = [Text(f"{_names(hosts)}: ", style="bold").append(f"unchanged: {why}", "") for why, hosts in told.items()]
+    if sum(map(len, told.values())) == len(results) > 0:
+        lines.append(Text("The playbook was not run on any host; --force runs it on all."))
+    return lines
 
 
 def _lines(told: Sequence[tuple[Finding, Sequence[str]]]) -> Table:

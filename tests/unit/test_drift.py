@@ -90,3 +90,34 @@ def test_what_an_older_kvmfleet_did_not_look_at_is_no_drift_after_the_upgrade() 
     assert judged(was=baseline(unknown, version="0.9")).state == "in-sync"
     assert judged(was=baseline(unknown)).state == "drifted"
     assert judged(was=baseline({"of a newer version:x": "y"}, version="2.0")).state == "in-sync"
+
+
+def left(before: Any, after: Any, *, was: Baseline | None = None, intent: str = "9f2c") -> list[str]:
+    looked = None if before is None else snapshot.take(host(before))
+    found = drift.left(was or baseline(), looked, snapshot.take(host(after)), intent=intent, version=VERSION)
+    return [item.item for item in found]
+
+
+OLDER = {"packages": {"qemu-system-x86": "1:7.1"}}
+ITEM = "package:qemu-system-x86"
+
+
+def test_what_a_play_left_as_it_found_it_is_not_taken_for_granted() -> None:
+    assert left(OLDER, OLDER) == [ITEM]
+    assert left(OLDER, None) == [], "healed"
+    assert left({}, OLDER) == [], "the play's own doing"
+    assert left({"packages": {"qemu-system-x86": "1:7.0"}}, OLDER) == [], "changed again"
+    assert left(OLDER, OLDER, intent="other") == [ITEM]
+
+
+@pytest.mark.parametrize("before", [None, {"errors": {"packages": "late"}}], ids=["silent", "half blind"])
+def test_what_nobody_saw_before_is_left_unless_the_play_was_asked_for_something_else(before: Any) -> None:
+    assert left(before, OLDER) == [ITEM]
+    assert left(before, OLDER, intent="other") == []
+
+
+def test_of_a_machine_that_was_installed_anew_nothing_is_expected() -> None:
+    was = baseline({"hardware:machine": "then"})
+    assert left(OLDER, OLDER | {"identity": {"machine": "now"}}, was=was) == []
+    assert left(OLDER, OLDER | {"identity": {"machine": "then"}}, was=was) == [ITEM]
+    assert ITEM in left(OLDER, OLDER, was=was), "a machine that lost its name is no other"

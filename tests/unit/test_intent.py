@@ -100,3 +100,15 @@ def test_the_order_inside_a_value_counts_only_where_it_has_one(content: Path) ->
 def test_the_content_that_is_shipped_has_a_digest() -> None:
     fleet = Fleet(hosts=(Host(name="h1", address="h1"),), sources=())
     assert intent.digests(fleet).keys() == {"h1"}
+
+
+def test_another_ca_changes_it_for_hosts_that_have_certificates_of_it(
+    content: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVMFLEET_STATE_DIR", str(tmp_path / "state"))
+    tls = {"libvirt_remote_transports": ["ssh", "tls"]}
+    before, without = digest(content, **tls), digest(content)
+    (tmp_path / "state/pki").mkdir(parents=True)
+    (tmp_path / "state/pki/ca.pem").write_text("another CA")
+    assert digest(content, **tls) != before
+    assert digest(content) == without

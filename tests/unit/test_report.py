@@ -4,12 +4,14 @@ import io
 import json
 import xml.etree.ElementTree as ET
 
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from orchestrator.model import (
     Collected,
+    Drift,
     Evidence,
     Execution,
     Finding,
@@ -248,3 +250,32 @@ def test_what_hosts_are_together_is_in_every_report():
     assert json.loads(json_report.render(results, fleet, command="validate"))["fleet"][0]["hosts"] == ["hv1", "hv2"]
     suite = ET.fromstring(junit.render(results, fleet)).find("testsuite[@name='fleet']")
     assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
+
+
+def test_hosts_on_which_the_playbook_was_not_run_are_in_every_report():
+    told = {name: HostConverged(name, "unchanged", notes=("no drift",)) for name in ("hv1", "hv2")}
+    unchanged = [msgspec.structs.replace(result(name, "proven", PASS), converged=one) for name, one in told.items()]
+    converged = msgspec.structs.replace(result("hv3", "proven", PASS), converged=HostConverged("hv3", "ok", ok=3))
+    shown = show(terminal.report([*unchanged, converged]))
+    assert "hv1, hv2: unchanged: no drift" in shown
+    assert "not run on any" not in shown
+    assert "The playbook was not run on any host" in show(terminal.report(unchanged))
+    assert "unchanged" not in show(terminal.report([converged]))
+    hosts = json.loads(json_report.render([*unchanged, converged], command="provision"))["hosts"]
+    assert [host["converged"]["outcome"] for host in hosts] == ["unchanged", "unchanged", "ok"]
+    suites = ET.fromstring(junit.render([*unchanged, converged])).findall("testsuite")
+    told = [{p.get("name"): p.get("value") for p in suite.iter("property")} for suite in suites]
+    assert [properties.get("unchanged") for properties in told] == ["no drift", "no drift", None]
+
+
+def test_what_the_playbook_left_is_in_the_json():
+    drifted = msgspec.structs.replace(result("hv1", "degraded", PASS), left=(Drift("kvm-node", "0660", "0666"),))
+    (host,) = json.loads(json_report.render([drifted], command="provision"))["hosts"]
+    assert host["left"] == [{"item": "kvm-node", "expected": "0660", "seen": "0666", "since_s": 0.0}]
+
+
+def test_a_log_says_which_hosts_the_playbook_leaves_alone():
+    screen = io.StringIO()
+    with Board(["h1"], title="provision", console=Console(file=screen, width=100)) as board:
+        board.event(HostConverged("h1", "unchanged", notes=("no drift",)))
+    assert screen.getvalue() == "h1: unchanged: no drift\n"

@@ -10,11 +10,11 @@ import pytest
 from evidence import host as evidence_of
 from test_lock import other_run
 
-from orchestrator import lock, rollout
+from orchestrator import intent, lock, rollout
 from orchestrator.checks.catalogue import explain
 from orchestrator.errors import ConvergeError, LockedError, StoreError
 from orchestrator.inventory import AnsibleOptions, Fleet, Host, Secrets
-from orchestrator.model import Boot, Collected, HostConverged, HostResult, TaskFailure
+from orchestrator.model import Boot, Collected, Drift, HostConverged, HostResult, TaskFailure
 from orchestrator.rollout import Edges
 from orchestrator.store import Run as Record
 from orchestrator.store import Store
@@ -305,3 +305,267 @@ def test_each_host_is_in_the_history_as_soon_as_it_answered(history: Store) -> N
     assert history.watched("h1")
     assert history.watched("h2") is None
     assert history.runs()[0].state != "finished"
+
+
+OTHER_QEMU = {"packages": {"qemu-system-x86": "1:7.1"}}
+FLAGS = {"identity": {"flags": ["svm"]}}  # another processor, as it were
+
+
+def told(hosts: Fleet, patch: Any = None, **contract: Any) -> dict[str, dict[str, Any]]:
+    """What hosts answer that carry the contract of this inventory."""
+    digests = intent.digests(hosts)
+    return {h: {"evidence": evidence_of(patch, {"intent_digest": d} | contract)} for h, d in digests.items()}
+
+
+def again(hosts: Fleet, patch: Any = None, *, options: AnsibleOptions = OPTIONS, **more: Any) -> tuple[Any, list[Any]]:
+    """A provision of hosts that answer as they did, but for the patch: the run, and what it did."""
+    calls: list[Any] = []
+    return rollout.provision(hosts, options, edges=world(answers=told(hosts, patch), calls=calls), **more), calls
+
+
+def done(calls: list[Any]) -> list[str]:
+    """What was done in which order: converge, or to collect and how deep."""
+    return [str(more["boot"].depth) if name == "collect" else name for name, more in calls]
+
+
+@pytest.fixture
+def hosts() -> Fleet:
+    """Two that were provisioned and found good."""
+    pair = fleet("h1", "h2")
+    again(pair)
+    return pair
+
+
+def test_hosts_that_are_as_they_should_be_are_left_alone_and_proven_by_the_look(hosts: Fleet, history: Store) -> None:
+    before = history.baseline("h1")
+    run, calls = again(hosts)
+    assert done(calls) == ["proof"]
+    assert verdicts(run) == {"h1": "proven", "h2": "proven"}
+    assert [host.outcome for host in run.converged] == ["unchanged", "unchanged"]
+    assert run.results[0].converged == run.converged[0]
+    boot = next(finding for finding in run.results[0].judgement.findings if finding.check == "guest.boot")
+    assert "a domain booted at 20" in boot.summary
+    assert "nothing on the host changed since" in boot.summary
+    assert history.baseline("h1") == before
+    last = history.last("h1")
+    assert last
+    assert before
+    assert last.run_id > before.run_id
+
+
+def test_only_those_that_are_not_are_converged(hosts: Fleet) -> None:
+    calls: list[Any] = []
+    answers = told(hosts) | {"h2": told(hosts, OTHER_QEMU)["h2"]}
+    run = rollout.provision(hosts, OPTIONS, edges=world(answers=answers, calls=calls))
+    assert done(calls) == ["proof", "converge", "firmware"]
+    assert [host.outcome for host in run.converged] == ["unchanged", "ok"]
+    assert [result.host for result in run.results] == ["h1", "h2"]
+
+
+EXPIRING = {"remote": {"certificates": {"/etc/pki/c.pem": {"not_before_s": 0, "not_after_s": 1900000000}}}}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"which": "all"},
+        {"options": AnsibleOptions(tags=("libvirt",))},
+        {"options": AnsibleOptions(skip_tags=("libvirt",))},
+        {
+            "boot": Boot("none"),
+            "patch": {"kvm": {"execution": {"outcome": "skipped"}}, "guest": {"outcome": "skipped"}},
+        },
+        {"patch": OTHER_QEMU},
+        {"patch": {"errors": {"packages": "not done after 20 s"}}},
+        {"patch": {"kvm": {"execution": {"outcome": "broken"}}}},
+    ],
+    ids=["forced", "some tags", "not some tags", "no guest", "drifted", "half blind", "broken"],
+)
+def test_in_doubt_a_host_is_converged(hosts: Fleet, changed: dict[str, Any]) -> None:
+    run, calls = again(hosts, **changed)
+    assert "converge" in done(calls)
+    assert [host.outcome for host in run.converged] == ["ok", "ok"]
+
+
+def test_a_host_of_which_something_else_is_asked_is_converged(hosts: Fleet) -> None:
+    other = fleet("h1", "h2", kvmfleet_profile="lab")
+    _, calls = again(other)
+    assert "converge" in done(calls)
+
+
+def test_a_host_that_was_not_good_when_it_was_last_looked_at_is_converged(hosts: Fleet) -> None:
+    broken = told(hosts, {"kvm": {"execution": {"outcome": "broken"}}})
+    rollout.validate(hosts, OPTIONS, edges=world(answers=broken))
+    _, calls = again(hosts)
+    assert "converge" in done(calls)
+
+
+def test_a_host_is_converged_when_its_certificates_are_to_be_renewed(state: Path) -> None:
+    pair = fleet("h1")
+    assert "converge" in done(again(pair, EXPIRING)[1])
+    assert "converge" in done(again(pair, EXPIRING)[1])
+
+
+def test_a_host_that_another_version_provisioned_is_converged(hosts: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout, "__version__", "99.0")
+    assert "converge" in done(again(hosts)[1])
+
+
+def test_a_host_that_is_worse_than_after_its_last_rollout_is_converged(state: Path) -> None:
+    pair = fleet("h1", kvmfleet_profile="lab")
+    again(pair)
+    worse = told(pair, {"kvm": {"speed": {"outcome": "emulated"}}}, profile="lab")
+    again_worse = world(answers=worse, calls=(calls := []))
+    rollout.provision(pair, OPTIONS, edges=again_worse)
+    assert "converge" in done(calls)
+
+
+def test_a_host_that_does_not_answer_is_not_left_alone(hosts: Fleet) -> None:
+    calls: list[Any] = []
+    run = rollout.provision(hosts, OPTIONS, edges=world(answers=told(hosts) | {"h2": SILENT}, calls=calls))
+    assert verdicts(run)["h2"] == "unreachable"
+    assert [host.outcome for host in run.converged] == ["unchanged", "ok"]
+
+
+def test_a_guest_boots_again_after_a_reboot_and_where_a_deeper_one_is_asked_for(hosts: Fleet) -> None:
+    run, calls = again(hosts, {"system": {"boot_id": "another"}})
+    assert done(calls) == ["proof", "firmware"]
+    assert [result.converged.outcome for result in run.results if result.converged] == ["unchanged", "unchanged"]
+    assert done(again(hosts, boot=Boot("alpine"))[1]) == ["proof", "alpine"]
+    assert done(again(hosts, boot=Boot("proof"))[1]) == ["proof"]
+
+
+@pytest.mark.parametrize("subnet", [{"subnet": "auto"}, {"mode": "route", "subnet": "10.1.0.0/24"}])
+def test_hosts_that_choose_their_subnets_together_are_converged_together(subnet: dict[str, str], state: Path) -> None:
+    choosing = fleet("h1", "h2", libvirt_networks=[{"name": "lab", **subnet}])
+    again(choosing)
+    assert done(again(choosing)[1]) == ["proof"]
+    calls: list[Any] = []
+    answers = told(choosing) | {"h2": told(choosing, OTHER_QEMU)["h2"]}
+    run = rollout.provision(choosing, OPTIONS, edges=world(answers=answers, calls=calls))
+    assert [host.outcome for host in run.converged] == ["ok", "ok"]
+
+
+def test_without_a_history_every_host_is_converged(hosts: Fleet) -> None:
+    def full() -> Store:
+        raise StoreError("history: no space left")
+
+    calls: list[Any] = []
+    edges = world(answers=told(hosts), calls=calls)._replace(store=full)
+    run = rollout.provision(hosts, OPTIONS, edges=edges)
+    assert done(calls) == ["converge", "firmware"]
+    assert [note.message for note in run.notes] == ["history: no space left"]
+    with pytest.raises(StoreError):
+        rollout.provision(hosts, OPTIONS, which="drifted", edges=edges)
+
+
+def test_only_what_drifted_is_healed_and_the_others_are_named(hosts: Fleet) -> None:
+    wanted = fleet("h1", "h2", "h3", "h4")
+    pending = evidence_of(None, {"intent_digest": "older"})
+    rollout.provision(fleet("h4"), OPTIONS, edges=world(answers={"h4": {"evidence": pending}}))
+    answers = told(wanted) | {"h2": told(wanted, OTHER_QEMU)["h2"], "h4": {"evidence": pending}}
+    calls: list[Any] = []
+    run = rollout.provision(
+        wanted, OPTIONS, which="drifted", boot=Boot("proof"), edges=world(answers=answers, calls=calls)
+    )
+    assert done(calls) == ["proof", "converge", "proof"]
+    assert {host.host: host.outcome for host in run.converged} == {
+        "h1": "unchanged", "h2": "ok", "h3": "unchanged", "h4": "unchanged",
+    }  # fmt: skip
+    notes = {host.host: host.notes for host in run.converged}
+    assert "never provisioned" in notes["h3"][0]
+    assert "not rolled out" in notes["h4"][0]
+
+
+def test_where_nothing_drifted_nothing_is_healed(hosts: Fleet) -> None:
+    run, calls = again(hosts, which="drifted")
+    assert done(calls) == ["proof"]
+    assert {host.outcome for host in run.converged} == {"unchanged"}
+
+
+def test_a_silent_host_does_not_pass_for_one_that_did_not_drift(hosts: Fleet) -> None:
+    calls: list[Any] = []
+    edges = world(answers={"h1": SILENT, "h2": {}}, calls=calls)
+    assert verdicts(rollout.provision(hosts, OPTIONS, which="drifted", edges=edges)) == {
+        "h1": "unreachable",
+        "h2": "unknown",
+    }
+    assert done(calls) == ["proof"]
+
+
+def sequence(*answers: dict[str, dict[str, Any]]) -> Edges:
+    """A world whose hosts answer otherwise each time."""
+    turns = iter(answers)
+    edges = world()
+
+    def collect(hosts: tuple[Host, ...], options: AnsibleOptions, **more: Any) -> tuple[Collected, ...]:
+        return world(answers=next(turns)).collect(hosts, options, **more)
+
+    return edges._replace(collect=collect)
+
+
+def items(history: Store, host: str) -> dict[str, str]:
+    known = history.expectation(host)
+    assert known
+    return dict(known.items)
+
+
+def test_drift_that_a_provision_leaves_is_named_and_stays_drift(hosts: Fleet, history: Store) -> None:
+    before = items(history, "h1")
+    run, _ = again(hosts, OTHER_QEMU | FLAGS)
+    assert run.results[0].left == (
+        Drift("hardware:cpu flags", None, "svm"),
+        Drift("package:qemu-system-x86", before["package:qemu-system-x86"], "1:7.1"),
+    )
+    (finding,) = [f for f in run.results[0].judgement.findings if f.check == "host.drift"]
+    assert "hardware:cpu flags, package:qemu-system-x86" in finding.summary
+    assert verdicts(run)["h1"] == "degraded"
+    assert explain("host.drift")
+    assert items(history, "h1") == before
+    seen = rollout.watch(hosts, OPTIONS, edges=world(answers=told(hosts, OTHER_QEMU | FLAGS)))
+    assert states(seen)["h1"] == "drifted"
+    again(hosts, OTHER_QEMU | FLAGS)
+    assert items(history, "h1") == before, "nor does the provision after it forget"
+
+
+def test_what_was_accepted_is_left_no_more(hosts: Fleet, history: Store) -> None:
+    rollout.watch(hosts, OPTIONS, edges=world(answers=told(hosts, FLAGS)))
+    seen = history.watched("h1")
+    assert seen
+    history.accept("h1", seen.items, reason="a new processor")
+    run, _ = again(hosts, FLAGS, which="all")
+    assert run.results[0].left == ()
+    assert [item.item for item in run.results[1].left] == ["hardware:cpu flags"]
+    assert items(history, "h1")["hardware:cpu flags"] == "svm"
+
+
+def test_what_the_playbook_changed_is_how_the_host_should_be(hosts: Fleet, history: Store) -> None:
+    edges = sequence(told(hosts), told(hosts, {"packages": {"qemu-system-x86": "1:7.9"}}))
+    run = rollout.provision(hosts, OPTIONS, which="all", edges=edges)
+    assert run.results[0].left == ()
+    assert items(history, "h1")["package:qemu-system-x86"] == "1:7.9"
+
+
+def test_drift_is_left_also_where_some_tasks_or_a_failed_look_do_not_tell(hosts: Fleet, history: Store) -> None:
+    before = items(history, "h1")
+    run, _ = again(hosts, FLAGS, options=AnsibleOptions(tags=("host_tuning",)))
+    assert [item.item for item in run.results[0].left] == ["hardware:cpu flags"]
+    silent = {"h1": SILENT, "h2": SILENT}
+    run = rollout.provision(hosts, OPTIONS, edges=sequence(silent, told(hosts, OTHER_QEMU)))
+    assert [item.item for item in run.results[0].left] == ["package:qemu-system-x86"]
+    assert items(history, "h1") == before
+
+
+def test_a_provision_that_did_not_end_well_makes_no_baseline(hosts: Fleet, history: Store) -> None:
+    before = history.baseline("h1")
+    edges = world(answers=told(hosts, FLAGS), play={"h1": failed("h1"), "h2": failed("h2")})
+    assert rollout.provision(hosts, OPTIONS, edges=edges).results[0].left == ()
+    assert history.baseline("h1") == before
+
+
+def test_forgotten_runs_take_what_they_left_along(hosts: Fleet, history: Store) -> None:
+    again(hosts, FLAGS)
+    again(hosts, FLAGS)
+    assert history.prune(float("inf")) > 0
+    seen = rollout.watch(hosts, OPTIONS, edges=world(answers=told(hosts, FLAGS)))
+    assert states(seen) == {"h1": "drifted", "h2": "drifted"}
