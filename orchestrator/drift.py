@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -10,7 +10,7 @@ from orchestrator import snapshot
 from orchestrator.model import Collected, Drift, DriftState, HostDrift, Verdict
 from orchestrator.snapshot import Snapshot
 
-__all__ = ["Baseline", "compare", "judge", "left"]
+__all__ = ["Baseline", "compare", "judge", "left", "timed"]
 
 MACHINE = "hardware:machine"
 
@@ -92,6 +92,14 @@ def left(
     asked_for_the_same = intent == baseline.intent_digest
     items = compare(baseline, after, version=version)
     return tuple(item for item in items if _was_so(item, before, unseen=asked_for_the_same))
+
+
+def timed(items: Iterable[Drift], before: Iterable[Drift], now_s: float) -> tuple[Drift, ...]:
+    """The items with the time since when they are so: that of an equal one among those of `before`, or now."""
+    since = {(item.item, item.expected, item.seen): item.since_s for item in before}
+    return tuple(
+        msgspec.structs.replace(item, since_s=since.get((item.item, item.expected, item.seen), now_s)) for item in items
+    )
 
 
 def _was_so(item: Drift, before: Snapshot | None, *, unseen: bool) -> bool:

@@ -12,7 +12,7 @@ import msgspec
 from orchestrator import snapshot
 from orchestrator.drift import Baseline
 from orchestrator.inventory import Host
-from orchestrator.model import Boot, DriftState, HostConverged, HostDrift, HostResult, Verdict
+from orchestrator.model import Boot, Drift, DriftState, HostConverged, HostDrift, HostResult, Verdict
 from orchestrator.store import PastResult
 
 __all__ = ["Known", "Look", "Which", "booted_before", "is_settled", "spared", "told"]
@@ -37,6 +37,7 @@ class Known(NamedTuple):
 
     baseline: Baseline
     verdict: Verdict  # when it was last looked at
+    drift: tuple[Drift, ...] = ()  # that the last drift check saw, which knows since when
 
 
 class Look(NamedTuple):

@@ -116,8 +116,8 @@ def provision(
 ) -> Run:
     """Makes hosts KVM hosts, then proves every one, those on which the playbook failed among them.
 
-    The hosts are looked at first, and the playbook runs on `which` of them. Check mode and runs of some of the tasks
-    leave out none that is only as it should be.
+    The hosts are looked at first, and the playbook runs on `which` of them. In check mode, and where only some of its
+    tasks run, all hosts are needed.
 
     Raises:
         LockedError: another run changes one of these hosts.
@@ -311,6 +311,7 @@ def _with_drift(result: HostResult, look: Look | None, wanted: str) -> HostResul
     )
     if not left:
         return result
+    left = drift.timed(left, look.known.drift, time.time())
     finding, (verdict, findings, cause) = _drift_finding(left), msgspec.structs.astuple(result.judgement)
     judgement = Judgement("degraded" if verdict == "proven" else verdict, (finding, *findings), cause or finding)
     return msgspec.structs.replace(result, left=left, judgement=judgement)
@@ -534,7 +535,8 @@ def _known(store: Store, fleet: Fleet) -> Mapping[str, Known]:
     for host in fleet.hosts:
         baseline, last = store.expectation(host.name), store.last(host.name)
         if baseline and last:
-            found[host.name] = Known(baseline, last.verdict)
+            watched = store.watched(host.name)
+            found[host.name] = Known(baseline, last.verdict, watched.items if watched else ())
     return found
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, Self, TypeVar
 import msgspec
 import sqlalchemy as sa
 
-from orchestrator import __version__, history_engine, history_url, identity, processes, salvage, snapshot
+from orchestrator import __version__, drift, history_engine, history_url, identity, processes, salvage, snapshot
 from orchestrator.drift import Baseline
 from orchestrator.errors import StoreError
 from orchestrator.history_db import (
@@ -118,11 +118,7 @@ class Run:
         with history_engine.writing(self._engine) as connection:
             before = _last_watch(connection, found.host)
             since_s = before.since_s if before and before.state == found.state else now
-            known = {(item.item, item.expected, item.seen): item.since_s for item in before.items} if before else {}
-            timed = tuple(
-                msgspec.structs.replace(item, since_s=known.get((item.item, item.expected, item.seen), now))
-                for item in found.items
-            )
+            timed = drift.timed(found.items, before.items if before else (), now)
             watch_id = _insert(
                 connection, watches,
                 run_id=self.id,

@@ -27,7 +27,7 @@ DRIFT = Topic(
         how="The host is compared with its baseline before and after the playbook. Only `provision` finds this. What "
         "the playbook left as it found it is no part of the new baseline: there the former one stays.",
         todo="`kvmfleet drift --diff` shows each item. Repair it on the host, or say that it is fine with "
-        "`kvmfleet drift accept`.",
+        "`kvmfleet drift accept HOST`.",
     ),
 )
 

@@ -113,7 +113,7 @@ def test_the_guest_leaves_nothing_behind(on):
 
 
 def test_the_second_provision_changes_nothing_with_few_tasks(kvmfleet, inventory):
-    done = kvmfleet("provision", "-i", inventory, "--json", "--boot", "proof")
+    done = kvmfleet("provision", "-i", inventory, "--json", "--boot", "proof", "--force")
     for host in json.loads(done.stdout)["hosts"]:
         assert host["converged"]["changed"] == 0, host["converged"]
         assert 0 < host["converged"]["ok"] < 40

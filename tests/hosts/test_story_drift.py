@@ -36,8 +36,10 @@ def drift(kvmfleet, inventory):
 
 
 def provision(kvmfleet, inventory, *arguments):
-    done = kvmfleet("provision", "-i", inventory, "-e", WISHES, "--boot", "proof", *arguments)
+    """Gives the hosts of the report by name."""
+    done = kvmfleet("provision", "-i", inventory, "-e", WISHES, "--boot", "proof", "--json", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
+    return {host["name"]: host for host in json.loads(done.stdout)["hosts"]}
 
 
 def snapshots(environment):
@@ -54,6 +56,10 @@ def test_a_host_that_is_no_longer_what_it_was_told_is_pending_until_it_is_provis
     _, hosts = drift(variables='{"kvmfleet_profile": "production"}')
     assert {host["pending"] for host in hosts.values()} == {True}
     provision(kvmfleet, inventory)
+    _, hosts = drift()
+    for name, host in hosts.items():
+        if host["items"]:  # what they left, and no role heals
+            assert kvmfleet("drift", "accept", name, "--reason", "the stories before").returncode == 0
     assert drift()[0] == 0
 
 
@@ -84,7 +90,13 @@ TOUCHES = {  # what somebody does on the host -> the item that names it, and its
         "sysctl:vm.dirty_ratio",
         "host_tuning",
     ),
-    "edits a network": ("virsh net-autostart watched --disable", "network:watched", "libvirt_networks"),
+    "edits a network": (
+        "virsh net-dumpxml --inactive watched | sed s/10.77.5.1/10.77.5.7/ > /root/watched.xml; "
+        "virsh net-define /root/watched.xml",
+        "network:watched definition",
+        "libvirt_networks",
+    ),
+    "lets a network not start": ("virsh net-autostart watched --disable", "network:watched", "libvirt_networks"),
     "adds a member": ("usermod -aG libvirt games", "member:libvirt", "libvirt"),
     "edits the contract": ("sed -i s/monolithic/modular/ /etc/kvmfleet/contract.json", "contract", "host_contract"),
 }
@@ -117,12 +129,38 @@ def test_what_is_accepted_is_how_the_host_should_be_and_who_said_so_stays_known(
     assert [(one["item"], one["reason"]) for one in past["accepted"]] == [("member:libvirt", "plays with guests")]
 
 
-def test_provision_heals_and_makes_the_host_its_own_baseline_again(kvmfleet, inventory, drift, on):
+# What no role brings back: settings that nobody declared, and a version.
+LEFT = {"file:/etc/libvirt/qemu.conf", "package:swtpm-tools", "sysctl:vm.dirty_ratio"}
+
+
+def test_only_what_drifted_is_healed_and_what_a_role_does_not_heal_stays_drift(kvmfleet, inventory, drift):
+    _, before = drift()
+    since = {item["item"]: item["since_s"] for item in before[HOST]["items"]}
+    hosts = provision(kvmfleet, inventory, "--drifted")
+    assert {name: host["converged"]["outcome"] for name, host in hosts.items()} == {HOST: "ok", OTHER: "unchanged"}
+    assert {item["item"] for item in hosts[HOST]["left"]} == LEFT
+    (finding,) = [finding for finding in hosts[HOST]["findings"] if finding["check"] == "host.drift"]
+    assert finding["status"] == "warn"
+    code, after = drift()
+    assert code == 2
+    assert {item["item"]: item["since_s"] for item in after[HOST]["items"]} == {name: since[name] for name in LEFT}
+
+
+def test_what_is_repaired_by_hand_is_in_sync_again(kvmfleet, drift, on):
     on(HOST, "apt-get install -y --allow-downgrades swtpm-tools >/dev/null; gpasswd -d games libvirt")
-    on(HOST, "rm /etc/sysctl.d/99-somebody.conf; sed -i /max_queued/d /etc/libvirt/qemu.conf")
-    provision(kvmfleet, inventory, "-l", HOST)
+    on(HOST, "sed -i /^max_queued/d /etc/libvirt/qemu.conf; rm /etc/sysctl.d/99-somebody.conf")
     code, hosts = drift()
-    assert code == 0, hosts[HOST]["items"]
+    assert (code, [item["item"] for item in hosts[HOST]["items"]]) == (2, ["member:libvirt"]), "games was accepted"
+    assert kvmfleet("drift", "accept", HOST, "--reason", "plays no more").returncode == 0
+    assert drift()[0] == 0
+
+
+def test_hosts_in_sync_are_left_alone_and_proven_and_a_guest_boots_once_for_each_boot(kvmfleet, inventory):
+    for boots in ("works", "skipped"):
+        hosts = provision(kvmfleet, inventory, "--boot", "firmware")
+        assert {host["converged"]["outcome"] for host in hosts.values()} == {"unchanged"}
+        assert {host["evidence"]["guest"]["outcome"] for host in hosts.values()} == {boots}
+        assert {host["verdict"] for host in hosts.values()} <= {"proven", "degraded"}
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ def test_hosts_get_certificates_and_reach_each_other_while_a_guest_runs(kvmfleet
 
 
 def test_the_second_provision_changes_nothing(run):
-    _, hosts, _ = run("provision", "-e", with_passwords(ADA, BOB))
+    _, hosts, _ = run("provision", "-e", with_passwords(ADA, BOB), "--force")
     assert [host["converged"]["changed"] for host in hosts.values()] == [0, 0]
 
 

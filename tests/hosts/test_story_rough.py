@@ -41,7 +41,7 @@ def playing(inventory):
 PHASES = {
     # what to run, and when to interrupt it
     "reading the inventory": (["provision"], lambda inventory: processes("ansible-inventory", inventory)),
-    "converging": (["provision"], playing),
+    "converging": (["provision", "--force"], playing),
     "a guest that boots": (["validate"], lambda _: processes("qemu-system", "guest=kvmfleet-proof-")),
 }
 
@@ -100,7 +100,7 @@ def test_a_host_that_fails_before_any_change_leaves_the_other_to_be_finished_and
         "sed -i s/[Dd]ebian/plan9/g /usr/lib/os-release",
     )
     try:
-        done = kvmfleet("provision", "-i", inventory, "--boot", "proof", "--json")
+        done = kvmfleet("provision", "-i", inventory, "--boot", "proof", "--json", "--force")
         assert done.returncode == 2, done.stderr
         hosts = {host["name"]: host for host in json.loads(done.stdout)["hosts"]}
         assert hosts[HOSTS[0]]["converged"]["outcome"] == "failed"

@@ -141,10 +141,37 @@ def test_an_unmodified_linux_boots_in_kvm(validate):
 
 
 def test_the_second_provision_changes_nothing(kvmfleet, inventory):
-    done = kvmfleet("provision", "-i", inventory, *WISHES, "--boot", "proof", "--json")
+    done = kvmfleet("provision", "-i", inventory, *WISHES, "--boot", "proof", "--json", "--force")
     (host,) = json.loads(done.stdout)["hosts"]
     assert host["converged"]["outcome"] == "ok", host["converged"]
     assert host["converged"]["changed"] == 0
+
+
+def test_an_option_that_somebody_loads_by_hand_is_drift_that_provision_heals(kvmfleet, inventory):
+    """As the fault does it: the module is loaded anew with another value, and modprobe.d says what it said."""
+
+    def look():
+        done = kvmfleet("drift", "-i", inventory, *WISHES, "--json")
+        (host,) = json.loads(done.stdout)["hosts"]
+        return done.returncode, {item["item"]: item for item in host["items"]}
+
+    assert look() == (0, {})
+    began_s = time.time()
+    assert kvmfleet("lab", "break", "real-1", "nested-other-now").returncode == 0
+    try:
+        code, items = look()
+        (name,) = items
+        assert code == 2
+        assert name in ("parameter:kvm_amd.nested", "parameter:kvm_intel.nested")
+        assert items[name]["owner"] == "kernel_modules"
+        assert items[name]["since_s"] >= began_s
+        assert " provision " in items[name]["heal"]
+        done = kvmfleet("provision", "-i", inventory, *WISHES, "--boot", "proof", "--drifted", "--json")
+        (host,) = json.loads(done.stdout)["hosts"]
+        assert (host["converged"]["outcome"], host["left"]) == ("ok", []), host["converged"]
+    finally:
+        assert kvmfleet("lab", "heal", "real-1").returncode == 0
+    assert look() == (0, {})
 
 
 @pytest.fixture(scope="module")
