@@ -117,8 +117,9 @@ class Run:
         now = time.time()
         with history_engine.writing(self._engine) as connection:
             before = _last_watch(connection, found.host)
+            told = before if before is None or before.state in TOLD else _last_watch(connection, found.host, TOLD)
             since_s = before.since_s if before and before.state == found.state else now
-            timed = drift.timed(found.items, before.items if before else (), now)
+            timed = drift.timed(found.items, told.items if told else (), now)
             watch_id = _insert(
                 connection, watches,
                 run_id=self.id,
@@ -133,7 +134,7 @@ class Run:
             if timed:
                 rows = [{"watch_id": watch_id, **msgspec.structs.asdict(item)} for item in timed]
                 connection.execute(drifts.insert(), rows)
-            told_s = now if found.state in TOLD else _last_told(connection, found.host, watch_id)
+        told_s = now if found.state in TOLD else told.seen_s if told else None
         return msgspec.structs.replace(found, items=timed, since_s=since_s, seen_s=now, told_s=told_s)
 
     def forget_baseline(self, host: str) -> None:
@@ -371,8 +372,11 @@ def _snapshot(row: sa.RowMapping) -> dict[str, str] | None:
         return None
 
 
-def _last_watch(connection: sa.Connection, host: str) -> HostDrift | None:
+def _last_watch(connection: sa.Connection, host: str, states: Sequence[str] = ()) -> HostDrift | None:
+    """The last one of the host; the last in one of these states, if any are given."""
     query = sa.select(watches).where(watches.c.host == host).order_by(watches.c.id.desc()).limit(1)
+    if states:
+        query = query.where(watches.c.state.in_(states))
     row = connection.execute(query).mappings().first()
     return _past_watch(connection, row) if row else None
 

@@ -470,6 +470,15 @@ def test_a_host_that_went_silent_keeps_the_time_at_which_it_could_last_be_told(s
         assert store.begin("drift").watch(HostDrift("hv1", state), None).told_s == told.seen_s  # type: ignore[arg-type]
 
 
+def test_drift_keeps_its_time_across_checks_that_could_not_tell(store: Store) -> None:
+    (first,) = store.begin("drift").watch(seen(SWAP), {}).items
+    for state in ("unreachable", "unknown"):
+        store.begin("drift").watch(HostDrift("hv1", state), None)  # type: ignore[arg-type]
+    assert store.begin("drift").watch(seen(SWAP), {}).items == (first,)
+    store.begin("drift").watch(HostDrift("hv1", "in-sync"), {})
+    assert store.begin("drift").watch(seen(SWAP), {}).items[0].since_s > first.since_s
+
+
 def test_the_expectation_is_the_baseline_and_what_was_accepted_since(store: Store) -> None:
     assert store.expectation("hv1") is None
     store.begin("provision").record(result("hv1", hostname="old", contract="{}"), baseline=True)
@@ -771,9 +780,9 @@ def test_a_damaged_history_is_moved_aside_whole_and_a_new_one_begins(filled: Pat
         assert len(store.runs()) == 1
 
 
-def test_damage_in_the_middle_is_found_when_it_is_read_and_the_next_run_starts_anew(filled: Path) -> None:
+def test_damage_in_the_data_is_found_when_it_is_read_and_the_next_run_starts_anew(filled: Path) -> None:
     pages = filled.stat().st_size // 4096
-    filled.write_bytes(overwritten(filled.read_bytes(), 4096 * (pages // 3), 4096 * (pages // 3)))
+    filled.write_bytes(overwritten(filled.read_bytes(), 4096 * (pages - pages // 3), 4096 * (pages // 3)))
     with Store() as store:
         assert store.notes == ()
         with pytest.raises(StoreError, match="moved aside") as caught:
