@@ -8,48 +8,61 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 KVMFLEET = str(ROOT / "kvmfleet")
 BIN = Path(sys.prefix) / "bin"
+COMMAND = (BIN / "python", "-P", "-m", "orchestrator")
+"""kvmfleet without its launcher."""
 
 
 class Run(NamedTuple):
-    """One finished command; the processor time is its own and that of all its children."""
+    """One finished command; the processor time is its own and that of all its children that it waited for."""
 
     wall_s: float
     cpu_s: float
     stdout: str
+    peak_mib: float = 0.0  # of the largest of these processes
 
     @property
     def report(self) -> Any:
         return json.loads(self.stdout)
 
 
-def run(*command: str | Path, codes: Iterable[int] = (0,)) -> Run:
-    """Ends with the command's own words when its exit code is another one."""
+def run(*command: str | Path, codes: Iterable[int] = (0,), environment: Mapping[str, str] | None = None) -> Run:
+    """Ends with the command's own words when its exit code is another one. `environment` goes on top of ours."""
     begun = time.perf_counter()
-    with subprocess.Popen(
-        [str(word) for word in command],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as child:
-        before = os.times()
-        out, err = child.communicate()
+    with (
+        tempfile.TemporaryFile() as out,
+        tempfile.TemporaryFile() as err,
+        subprocess.Popen(
+            [str(word) for word in command],
+            cwd=ROOT,
+            env=os.environ | (environment or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+        ) as child,
+    ):
+        _, status, usage = os.wait4(child.pid, 0)
         wall_s = time.perf_counter() - begun
-        after = os.times()
+        child.returncode = os.waitstatus_to_exitcode(status)
+        said, complaint = (_text(file) for file in (out, err))
     if child.returncode not in codes:
-        sys.exit(f"{' '.join(map(str, command))} ended with {child.returncode}:\n{err}{out[-2000:]}")
-    cpu_s = after.children_user - before.children_user + after.children_system - before.children_system
-    return Run(wall_s, cpu_s, out)
+        words = f"{complaint[-4000:]}{said[-2000:]}"
+        sys.exit(f"{' '.join(map(str, command))} ended with {child.returncode}:\n{words}")
+    return Run(wall_s, usage.ru_utime + usage.ru_stime, said, usage.ru_maxrss / 1024)
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
 
 
 def by_turns(candidates: Mapping[str, Callable[[], Run]], rounds: int) -> dict[str, list[Run]]:
@@ -69,9 +82,10 @@ def median_cpu_s(runs: Iterable[Run]) -> float:
     return statistics.median(run.cpu_s for run in runs)
 
 
-def heading(title: str, rounds: int) -> None:
-    """What was measured, where, and with which versions."""
-    libraries = ", ".join(f"{name} {version(name)}" for name in ("ansible-core", "ansible-runner", "asyncssh", "click"))
+def heading(title: str, rounds: int, *more: str) -> None:
+    """What was measured, where, and with which versions; `more` names what is no library of ours."""
+    ours = (f"{name} {version(name)}" for name in ("ansible-core", "ansible-runner", "asyncssh", "click"))
+    libraries = ", ".join((*ours, *more))
     commit = run("git", "describe", "--always", "--dirty").stdout.strip()
     print(f"{title}, median of {rounds} rounds by turns")
     print(f"kvmfleet {commit}, Python {platform.python_version()}, {libraries}")
