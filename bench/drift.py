@@ -101,10 +101,6 @@ class Bench(NamedTuple):
     access: Access
     evidence: Evidence  # of the lab host
 
-    @property
-    def question(self) -> Question:
-        return Question(payload.payload(Boot("none"), timeout_s=115.0), payload.decode, 120.0)
-
     def inventory(self, name: str, number: int | None = None, python: str = "/usr/bin/python3") -> Path:
         return write_inventory(self.folder / f"{name}.yml", self.targets[:number], self.access._replace(python=python))
 
