@@ -21,6 +21,7 @@ from orchestrator.model import Evidence, FileState, Network, Pool
 __all__ = ["EDITION", "KINDS", "Snapshot", "kind", "owner", "take"]
 
 GUESTS_OWN = re.compile(r"(vnet|tap|macvtap)\d+$")
+ABSENT = "not installed"
 OF_THE_BOOT = re.compile(r"(BOOT_IMAGE|initrd)=")
 
 EDITION = hashlib.sha256(
@@ -267,7 +268,7 @@ KINDS = (
         "package",
         "packages",
         "libvirt",
-        lambda evidence: {n: v or "not installed" for n, v in evidence.packages.items()},
+        lambda evidence: {n: v or ABSENT for n, v in evidence.packages.items()},
     ),
     Kind("file", "files", "host_contract", lambda evidence: {p: _file(state) for p, state in evidence.files.items()}),
     Kind("module", "kernel", "kernel_modules", _modules),

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.model import Drift, DriftState, HostDrift
-from orchestrator.snapshot import owner
+from orchestrator.snapshot import ABSENT, owner
 from orchestrator.store import Acceptance, PastResult, PastRun
 from orchestrator.text import printable, printable_lines
 
@@ -53,7 +53,8 @@ def by_hand(host: str, item: Drift) -> str | None:
     strangers = sorted(set((item.seen or "").split()) - set((item.expected or "").split()))
     if kind == "member" and strangers:  # a role adds users, and takes away none that it did not add
         return " && ".join(f"gpasswd -d {shlex.quote(user)} {shlex.quote(name)}" for user in strangers)
-    if owner(item.item):
+    other_version = kind == "package" and ABSENT not in (item.expected, item.seen)  # no role up- or downgrades
+    if owner(item.item) and not other_version:
         return None
     return f"kvmfleet drift accept {shlex.quote(host)} {shlex.quote(item.item)} --reason '…'"
 

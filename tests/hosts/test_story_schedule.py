@@ -27,6 +27,17 @@ INVENTORY = f"kvm_hosts: {{hosts: {{{HOST}: {{ansible_connection: local}}}}}}\n"
 SILENT = "kvm_hosts: {hosts: {silent: {ansible_host: 127.0.0.1, ansible_port: 2222}}}\n"
 LISTEN = 'import socket, time; mute = socket.create_server(("127.0.0.1", 2222)); time.sleep(3600)'
 """Takes connections and says nothing, as a machine does that is out of memory."""
+RECEIVER = """
+import http.server, json
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        title = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["title"]
+        print(title, file=open("/root/told", "a"))
+        self.send_response(200)
+        self.end_headers()
+http.server.HTTPServer(("127.0.0.1", 2223), Handler).serve_forever()
+"""
+"""Keeps the titles of the messages that it gets."""
 PROGRAMS = ("ansible-inventory", "ansible-config", "ansible-playbook")
 LEFT_OUT = ("ansible_collections", "playwright", "mypy*", "*mypyc*")
 """Half a gigabyte that looking does not need."""
@@ -141,6 +152,30 @@ def test_drift_is_shown_and_is_no_failure_of_the_service(controller, inside, sta
     inside("mv /root/qemu.conf /etc/libvirt/qemu.conf")
     assert controller("schedule", "run-now").returncode == 0
     assert status()[0] == 0
+
+
+def test_the_timer_tells_a_transition_once_and_a_repeat_never(controller, inside, status):
+    inside(f"systemd-run --quiet --collect --unit=receiver python3 -c {shlex.quote(RECEIVER)}; touch /root/told")
+    inside("umask 077; echo json://127.0.0.1:2223/ > receivers")
+
+    def told_after(*commands, runs):
+        """The titles that had come when so many runs of the timer had begun and ended after the commands."""
+        for command in commands:
+            inside(command)
+        for _ in range(runs):
+            last = status("told")[1]["last"]
+            until(lambda last=last: status("told")[1]["last"] != last, limit_s=60)
+        return inside("cat /root/told").stdout.splitlines()
+
+    words = ("-i", "hosts.yml", "--notify", "receivers", "--calendar", "*-*-* *:*:00/10", "--name", "told")
+    assert controller("schedule", "install", *words).returncode == 0
+    assert told_after(runs=2) == []
+    drifted = [f"kvmfleet: {HOST} drifted"]
+    assert told_after("cp -p /etc/libvirt/qemu.conf /root; echo '# x' >> /etc/libvirt/qemu.conf", runs=4) == drifted
+    healed = [*drifted, f"kvmfleet: {HOST} in sync again"]
+    assert told_after("mv /root/qemu.conf /etc/libvirt/qemu.conf", runs=3) == healed
+    assert controller("schedule", "remove", "told").returncode == 0
+    inside("systemctl stop receiver.service; rm /root/told")
 
 
 def test_a_sealed_service_looks_at_hosts_over_ssh_and_systemd_finds_it_sealed(controller, inside, status):

@@ -138,6 +138,12 @@ def test_a_user_whom_nobody_asked_for_is_taken_out_by_hand():
     assert report.heal("hv1", Drift("member:libvirt", "operator", ""), ()) == "kvmfleet provision --limit hv1"
 
 
+def test_a_package_comes_back_by_the_playbook_and_its_former_version_does_not():
+    removed, downgraded = (Drift("package:ovmf", "2.0", seen) for seen in ("not installed", "1.0"))
+    assert report.heal("hv1", removed, ()) == "kvmfleet provision --limit hv1"
+    assert report.heal("hv1", downgraded, ()).startswith("kvmfleet drift accept hv1 package:ovmf")
+
+
 def test_machines_read_the_same():
     text = drift_json.render(HOSTS, ("inv",), began_s=1.0, ended_s=2.5)
     document = json.loads(text)
