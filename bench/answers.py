@@ -16,6 +16,8 @@ from pathlib import Path
 
 import asyncssh
 
+from orchestrator.reach.question import READY
+
 
 def loopback() -> socket.socket:
     """A port of every address in 127.0.0.0/8; bound to the device, nothing from outside reaches it."""
@@ -29,6 +31,7 @@ async def serve(folder: Path) -> None:
     recorded = (folder / "answer").read_bytes()
 
     async def answer(process: asyncssh.SSHServerProcess[bytes]) -> None:
+        process.stdout.write(f"{READY}\n".encode())
         await process.stdin.read()
         address = str(process.get_extra_info("sockname")[0])
         process.stdout.write(recorded.replace(b"@ADDRESS@", address.encode()))

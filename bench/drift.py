@@ -65,7 +65,7 @@ LogLevel ERROR"
     }} > $server.conf
     /usr/sbin/sshd -f {FOLDER}/$server.conf
 done
-printf '#!/bin/sh\\ncat > /dev/null\\nexec cat {FOLDER}/answer\\n' > at-once
+printf '#!/bin/sh\\necho "$4"\\ncat > /dev/null\\nexec cat {FOLDER}/answer\\n' > at-once
 chmod 0755 at-once
 cat host_key.pub
 """
@@ -143,7 +143,7 @@ def recorded(folder: Path, target: Target, access: Access) -> Evidence:
     answer, program = folder / "answer", folder / "program"
     question = Question(payload.payload(Boot("none"), timeout_s=115.0), payload.decode, 120.0)
     program.write_bytes(question.spoken)
-    asked = shlex.quote(command_line(sudo=False, python=""))
+    asked = shlex.quote(command_line(sudo=False, password=False, python=""))
     subprocess.run(
         f"{ssh(access, target.address, str(target.port), asked)} < {program} > {answer} &&"
         f" {ssh(access, target.address, str(target.port), shlex.quote(f'cat > {FOLDER}/answer'))} < {answer}",
@@ -164,7 +164,7 @@ def limit(bench: Bench, targets: Path) -> Run:
 
 def openssh(bench: Bench, targets: Path, python: str) -> Run:
     """As many at once as our own sessions; every answer has to be whole."""
-    asked = shlex.quote(command_line(sudo=False, python=python))
+    asked = shlex.quote(command_line(sudo=False, password=False, python=python))
     script = bench.folder / "ask"
     script.write_text(
         f"#!/bin/sh\nexec {ssh(bench.access, '$1', '$2', asked)} < {bench.folder}/program > {bench.folder}/said.$2\n"

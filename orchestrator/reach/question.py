@@ -20,6 +20,7 @@ from orchestrator.text import printable
 
 __all__ = [
     "PYTHONS",
+    "READY",
     "Answer",
     "Question",
     "Silence",
@@ -34,14 +35,14 @@ __all__ = [
 _CHUNK = 1 << 18
 _NO_PYTHON, _NO_SUDO = 96, 97  # exit codes of _SCRIPT
 
-_READY = "---- kvmfleet is ready ----"  # Python runs, with the rights that it needs; the program may come
+READY = "---- kvmfleet is ready ----"  # Python runs, with the rights that it needs; the program may come
 _PASSWORD = "---- kvmfleet needs the password ----"
 
 # Runs under whatever login shell the host has, quoted once: no single quote, backslash or exclamation mark in here.
 # Candidates for Python are its arguments. Python says that it is ready, and reads from stdin the length of the program,
 # the program, then its luggage. sudo reads the password no further than to the end of its line.
 _SCRIPT = f"""\
-LC_ALL=C; export LC_ALL; python=; ready="{_READY}"
+LC_ALL=C; export LC_ALL; python=; ready="{READY}"
 read="import sys; print(sys.argv[1], flush=True); b = sys.stdin.buffer; exec(b.read(int(b.readline())))"
 for p in "$@"; do command -v "$p" >/dev/null 2>&1 && python=$p && break; done
 test -n "$python" || exit {_NO_PYTHON}
@@ -169,22 +170,22 @@ class _FirstWords:
         self.said: asyncio.Queue[str] = asyncio.Queue()  # the marks of _SCRIPT
         self.patience = asyncio.timeout(silence_s)
         self._silence_s = silence_s
-        self._heard = {_PASSWORD: 0, _READY: 0}
+        self._heard = {_PASSWORD: 0, READY: 0}
 
     def listen(self, kept: bytearray, mark: str) -> None:
         """Login shells may print anything before, in the same line too."""
-        if self._heard[_READY]:
+        if self._heard[READY]:
             return
         for _ in range(kept.count(mark.encode()) - self._heard[mark]):
             self._heard[mark] += 1
             self.said.put_nowait(mark)
         patient_until = asyncio.get_running_loop().time() + self._silence_s
-        self.patience.reschedule(None if self._heard[_READY] else patient_until)
+        self.patience.reschedule(None if self._heard[READY] else patient_until)
 
 
 async def _speak(question: Question, stdin: Writer, words: _FirstWords, password: str) -> None:
     with contextlib.suppress(OSError):  # it ended without reading: its status says why
-        while await words.said.get() != _READY:
+        while await words.said.get() != READY:
             if not password:  # sudo asks again, as the one that it got is wrong
                 return stdin.write_eof()
             stdin.write(f"{password}\n".encode())
@@ -211,7 +212,7 @@ async def _hear(
 ) -> Answer:
     readers = [
         asyncio.create_task(_read(stream, question.on_step, functools.partial(words.listen, mark=mark)))
-        for stream, mark in ((stdout, _READY), (stderr, _PASSWORD))
+        for stream, mark in ((stdout, READY), (stderr, _PASSWORD))
     ]
     try:
         out, err = await asyncio.gather(*readers)

@@ -53,7 +53,8 @@ def by_hand(host: str, item: Drift) -> str | None:
     strangers = sorted(set((item.seen or "").split()) - set((item.expected or "").split()))
     if kind == "member" and strangers:  # a role adds users, and takes away none that it did not add
         return " && ".join(f"gpasswd -d {shlex.quote(user)} {shlex.quote(name)}" for user in strangers)
-    other_version = kind == "package" and ABSENT not in (item.expected, item.seen)  # no role up- or downgrades
+    versions = {item.expected or ABSENT, item.seen or ABSENT}
+    other_version = kind == "package" and ABSENT not in versions  # no role upgrades, or goes back
     if owner(item.item) and not other_version:
         return None
     return f"kvmfleet drift accept {shlex.quote(host)} {shlex.quote(item.item)} --reason '…'"

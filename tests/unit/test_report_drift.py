@@ -61,8 +61,8 @@ def test_people_read_what_changed_since_when_who_owns_it_and_what_heals_it():
 
 
 def fleet(drifted=3, silent=10, calm=90):
-    """Hosts with one cause each: a package that was upgraded everywhere, a gateway that is down."""
-    items = (Drift("package:ovmf", "1", "2", since_s=1_700_000_000.0), SWAP)
+    """Hosts with one cause each: a package that was removed everywhere, a gateway that is down."""
+    items = (Drift("package:ovmf", "1", "not installed", since_s=1_700_000_000.0), SWAP)
     return [
         *(HostDrift(f"calm{n}", "in-sync") for n in range(calm)),
         *(HostDrift(f"gone{n}", "unreachable", problem="no route", hint="Look.") for n in range(silent)),
