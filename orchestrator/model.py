@@ -98,6 +98,7 @@ __all__ = [
     "Judgement",
     "Waiver",
     "TaskFailure",
+    "Change",
     "HostConverged",
     "Step",
     "Collected",
@@ -1039,6 +1040,16 @@ class TaskFailure(msgspec.Struct, frozen=True):
     item: str = ""
 
 
+class Change(msgspec.Struct, frozen=True):
+    """What one task would change on one host; safe to print."""
+
+    task: str  # "role : task"
+    role: str = ""
+    things: tuple[str, ...] = ()  # files, packages, units, or the words of the module; empty where nothing is named
+    diff: str = ""  # with --diff
+    hidden: bool = False  # it may hold a secret, so that Ansible does not even tell whether it changed (no_log)
+
+
 class HostConverged(msgspec.Struct, frozen=True):
     """What a playbook did to one host."""
 
@@ -1051,6 +1062,7 @@ class HostConverged(msgspec.Struct, frozen=True):
     failed: int = 0
     failure: TaskFailure | None = None
     notes: tuple[str, ...] = ()  # what a module had to say to people, or why it is unchanged; safe to print
+    changes: tuple[Change, ...] = ()  # of check mode, the first hundred; `changed` counts them all
 
     @property
     def tasks(self) -> int:
