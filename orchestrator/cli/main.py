@@ -17,6 +17,7 @@ from orchestrator.cli.lab import lab
 from orchestrator.cli.notify import notify
 from orchestrator.cli.output import complain
 from orchestrator.cli.pki import pki
+from orchestrator.cli.plan import plan
 from orchestrator.cli.schedule import schedule
 from orchestrator.cli.tools import completion, doctor, explain
 from orchestrator.errors import KvmfleetError, UsageError
@@ -36,7 +37,7 @@ def cli() -> None:
 
 
 for command in (
-    provision, validate, drift, schedule, notify, history, unprovision, explain, doctor, completion, pki, lab,
+    provision, plan, validate, drift, schedule, notify, history, unprovision, explain, doctor, completion, pki, lab,
 ):  # fmt: skip
     cli.add_command(command)
 

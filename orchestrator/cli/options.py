@@ -33,6 +33,7 @@ __all__ = [
     "replay_options",
     "report_options",
     "store_option",
+    "tags_options",
     "waivers_option",
     "yes_option",
 ]
@@ -111,9 +112,13 @@ connection_options = _apply(
     click.option("-v", "--verbose", count=True, help="Say more: every finding, what Ansible says; -vvv all of it."),
 )
 
-playbook_options = _apply(
+tags_options = _apply(
     click.option("-t", "--tags", multiple=True, metavar="TAGS", help="Only tasks with these tags."),
     click.option("--skip-tags", multiple=True, metavar="TAGS", help="All but the tasks with these tags."),
+)
+
+playbook_options = _apply(
+    tags_options,
     click.option("-C", "--check", is_flag=True, help="Change nothing; say what would change."),
     click.option("-D", "--diff", is_flag=True, help="Show the changes in files."),
 )

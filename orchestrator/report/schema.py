@@ -8,6 +8,7 @@ from orchestrator.model import Contract, Evidence
 from orchestrator.recording import Recording
 from orchestrator.report.drift_json import DriftReport
 from orchestrator.report.json import Report
+from orchestrator.report.plan import Plan
 
 __all__ = ["DOCUMENTS", "schema"]
 
@@ -17,6 +18,7 @@ DOCUMENTS: dict[str, type[msgspec.Struct]] = {
     "evidence": Evidence,  # inside the others
     "recording": Recording,  # a file of --save-evidence
     "report": Report,  # --json
+    "plan": Plan,  # plan --json
 }
 
 

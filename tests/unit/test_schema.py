@@ -12,9 +12,10 @@ from evidence import host as evidence_of
 
 from orchestrator import recording, rollout
 from orchestrator.inventory import AnsibleOptions, Fleet, Host
-from orchestrator.model import Collected, Drift, HostDrift
+from orchestrator.model import Change, Collected, Drift, HostConverged, HostDrift
 from orchestrator.report import drift_json
 from orchestrator.report import json as json_report
+from orchestrator.report import plan as plan_report
 from orchestrator.report.schema import DOCUMENTS, schema
 from orchestrator.rollout import Edges
 
@@ -43,9 +44,14 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         HostDrift("hv1", "drifted", 2.0, 3.0, (Drift("contract", "a", None, 2.0),), told_s=3.0, took_s=0.1),
         HostDrift("hv2", "unreachable", problem="refused", hint="Look."),
     )
+    pretended = (
+        HostConverged("hv1", "ok", changed=1, changes=(Change("libvirt : Start", "libvirt", ("libvirtd.socket",)),)),
+        HostConverged("hv2", "skipped"),
+    )
     return {
         "drift": json.loads(drift_json.render(found, began_s=1.0, ended_s=3.5)),
         "report": report,
+        "plan": json.loads(plan_report.render(plan_report.plan(pretended))),
         "recording": json.loads((folder / "saved" / "hv1.json").read_text()),
         "evidence": report["hosts"][0]["evidence"],
         "contract": json.loads(report["hosts"][0]["evidence"]["contract"]["text"]),
@@ -78,6 +84,7 @@ def test_what_is_written_fits_its_schema(name: str, written: dict[str, Any]) -> 
         ("drift", ("hosts", 0, "state"), "fine"),
         ("drift", ("hosts", 0, "items", 0, "since_s"), "yesterday"),
         ("contract", ("profile",), "home"),
+        ("plan", ("hosts", 0, "state"), "drifted"),
     ],
 )
 def test_a_schema_refuses_what_is_wrong(name: str, path: tuple[str | int, ...], wrong: str, written: Any) -> None:
