@@ -31,6 +31,18 @@ def validate(kvmfleet, inventory):
     return run
 
 
+@pytest.fixture
+def plan(kvmfleet, inventory):
+    """Plans the lab; gives the exit code and the hosts of the plan by name."""
+
+    def run(*arguments):
+        done = kvmfleet("plan", "-i", inventory, "--json", *arguments)
+        assert done.stdout, done.stderr
+        return done.returncode, {host["name"]: host for host in json.loads(done.stdout)["hosts"]}
+
+    return run
+
+
 def test_bare_hosts_are_not_proven_and_the_cause_says_what_to_do(validate):
     code, hosts = validate()
     assert code == 2
@@ -44,6 +56,19 @@ def test_check_mode_is_clean_on_bare_hosts_and_changes_nothing(kvmfleet, invento
     assert done.returncode == 0, done.stderr
     for host in HOSTS:
         assert on(host, "test ! -e /etc/kvmfleet && ! command -v virsh && echo bare") == "bare\n"
+
+
+def test_a_plan_of_bare_hosts_names_what_would_be_written_and_changes_nothing(plan, on):
+    code, hosts = plan("--diff")
+    assert (code, tuple(hosts)) == (2, HOSTS)
+    for name, host in hosts.items():
+        assert host["state"] == "changes"
+        assert host["changed"] == len(host["changes"]) > 3
+        by_role = {change["role"]: change for change in host["changes"]}
+        assert "/etc/modules-load.d/kvmfleet.conf" in by_role["kernel_modules"]["things"]
+        assert "\n+kvm" in by_role["kernel_modules"]["diff"]
+        assert by_role["host_contract"]["things"] == ["/etc/kvmfleet/contract.json"]
+        assert on(name, "test ! -e /etc/kvmfleet && ! command -v virsh && echo bare") == "bare\n"
 
 
 def test_provision_ends_with_a_proof_on_every_host(kvmfleet, inventory, tmp_path):
@@ -123,6 +148,45 @@ def test_check_mode_is_clean_on_converged_hosts(kvmfleet, inventory):
     done = kvmfleet("provision", "-i", inventory, "--check")
     assert done.returncode == 0, done.stderr
     assert not re.search(r"changed [1-9]", done.stderr), done.stderr
+
+
+def test_a_plan_of_converged_hosts_is_empty_until_the_inventory_changes(plan, on):
+    code, hosts = plan()
+    assert (code, {host["state"] for host in hosts.values()}) == (0, {"unchanged"}), hosts
+    code, hosts = plan("-e", '{"host_tuning_sysctls": {"vm.dirty_ratio": 15}}')
+    assert code == 2
+    for host in hosts.values():
+        assert [change["role"] for change in host["changes"]] == ["host_tuning", "host_contract"]
+        assert "/etc/sysctl.d/60-kvmfleet.conf" in host["changes"][0]["things"]
+    on(HOSTS[0], "test ! -e /etc/sysctl.d/60-kvmfleet.conf")
+
+
+def test_a_plan_tells_what_it_can_when_a_host_is_down(plan, tmp_path):
+    down = tmp_path / "down.ini"
+    down.write_text("[kvm_hosts]\ndown ansible_host=127.0.0.1 ansible_port=9\n")
+    code, hosts = plan("-i", down)
+    assert code == 1
+    assert {name: host["state"] for name, host in hosts.items()} == dict.fromkeys(HOSTS, "unchanged") | {
+        "down": "unknown"
+    }
+    assert "Connection refused" in hosts["down"]["problem"]
+
+
+def test_a_plan_shows_no_password_that_would_come_or_go(kvmfleet, inventory, on):
+    """A task is silent where it is about to write one; the one that goes away is only seen in the diff."""
+    password, on_one = "hunter2x", ("-i", inventory, "-l", HOSTS[0])
+    setting = ("-e", '{"libvirt_qemu_settings": {"vnc_password": "' + password + '"}}')
+    coming = kvmfleet("plan", *on_one, "--diff", *setting)
+    assert "libvirt : Write the settings\n      hidden, as it may hold a secret" in coming.stdout
+    kvmfleet("provision", *on_one, "--boot", "none", *setting)
+    assert password in on(HOSTS[0], "cat /etc/libvirt/qemu.conf")
+    going = kvmfleet("plan", *on_one, "--diff")
+    assert "\n      -(hidden, as it may hold a secret)\n" in going.stdout
+    for done in (coming, going):
+        assert done.returncode == 2
+        assert password not in done.stdout + done.stderr
+    kvmfleet("provision", *on_one, "--boot", "proof")
+    assert password not in on(HOSTS[0], "cat /etc/libvirt/qemu.conf")
 
 
 def test_plain_ansible_playbook_takes_the_inventory_and_changes_nothing_the_second_time(inventory, ansible):
