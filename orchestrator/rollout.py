@@ -299,12 +299,15 @@ def _settled(look: Look, boot: Boot, history: _History, unchanged: HostConverged
 
 def _with_drift(result: HostResult, look: Look | None, wanted: str) -> HostResult:
     """The result, with the drift that the playbook left as it found it."""
-    evidence, before = result.collected.evidence, look.result.collected.evidence if look else None
+    evidence = result.collected.evidence
     if not (look and look.known and evidence and result.converged and result.converged.outcome == "ok"):
         return result
+    before, contract = look.result.collected.evidence, look.result.contract
+    # A playbook that was told something else ran since the baseline: what it made was there before this one began.
+    touched = contract is not None and contract.intent_digest != look.known.baseline.intent_digest
     left = drift.left(
         look.known.baseline,
-        snapshot.take(before) if before else None,
+        snapshot.take(before) if before and not touched else None,
         snapshot.take(evidence),
         intent=wanted,
         version=__version__,

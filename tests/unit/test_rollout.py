@@ -549,6 +549,16 @@ def test_what_the_playbook_changed_is_how_the_host_should_be(hosts: Fleet, histo
     assert items(history, "h1")["package:qemu-system-x86"] == "1:7.9"
 
 
+def test_what_a_playbook_made_whose_host_was_not_good_then_is_not_taken_for_drift(hosts: Fleet, history: Store) -> None:
+    """It was told something else, and left no baseline, as it did not end; then comes one that ends well."""
+    other, made = fleet("h1", "h2", host_tuning_sysctls={}), {"packages": {"qemu-system-x86": "1:7.9"}}
+    ends = world(play={"h1": failed("h1"), "h2": failed("h2")}).converge
+    rollout.provision(other, OPTIONS, edges=sequence(told(hosts), told(other, made))._replace(converge=ends))
+    run = rollout.provision(other, OPTIONS, edges=sequence(told(other, made), told(other, made)))
+    assert run.results[0].left == ()
+    assert items(history, "h1")["package:qemu-system-x86"] == "1:7.9"
+
+
 def test_drift_is_left_also_where_some_tasks_or_a_failed_look_do_not_tell(hosts: Fleet, history: Store) -> None:
     before = items(history, "h1")
     run, _ = again(hosts, FLAGS, options=AnsibleOptions(tags=("host_tuning",)))
