@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 from conftest import KVMFLEET, ROOT
-from waiting import until
+from waiting import until_same
 
 pytestmark = pytest.mark.hosts
 
@@ -33,6 +33,8 @@ VOLATILE = {
     "tentative",
     "optimistic",
 }
+# The kernel adds the route of an IPv6 address once it knows that nobody else has the address.
+SETTLED = "for i in $(seq 100); do ip addr | grep -q tentative || break; sleep 0.1; done; "
 LOOK = "ip -j addr; ip -j -4 route show table all; ip -j -6 route show table all; cd /etc; find . -type d; "
 FILES = "find . -xdev -type f -print0 | sort -z | xargs -0 sha256sum; find . -xdev -type f -printf '%m %u %p\\n' | sort"
 
@@ -120,8 +122,8 @@ def state(lab, on):
     """What /etc holds on a host, and its addresses and routes, without what differs from one boot to the next."""
 
     def look(host):
-        *network, files = on(host, f"{LOOK} {FILES}").split("\n", 3)
-        return [settled(json.loads(part)) for part in network], sorted(files.splitlines())
+        *network, files = on(host, f"{SETTLED} {LOOK} {FILES}").split("\n", 3)
+        return {json.dumps(settled(item)) for part in network for item in json.loads(part)} | set(files.splitlines())
 
     return look
 
@@ -251,7 +253,7 @@ def test_a_change_that_cuts_the_connection_is_taken_back_by_the_timer(host, prov
     good, said = provision(host, {**BR0, "addresses": [f"{address[host]}/32"]}, rollback_after=4)
     assert not good
     assert "no change waits for this, so it was taken back" in said
-    until(lambda: state(host) == made)
+    until_same(lambda: state(host), made)
     assert nothing_waits(on, host)
 
 
@@ -260,7 +262,7 @@ def test_a_bridge_that_leaves_the_list_leaves_the_host_as_it_was(host, provision
     good, said = provision(host)
     assert good, said
     assert "changed=1 " in said, said
-    until(lambda: state(host) == before[host], limit_s=20)
+    until_same(lambda: state(host), before[host], limit_s=20)
     assert "bridge" not in json.loads(on(host, "cat /var/lib/kvmfleet/record.json"))
 
 
@@ -271,7 +273,7 @@ def test_a_change_that_nobody_confirmed_is_taken_back_when_the_host_boots(host, 
     assert f'"manager": "{MANAGERS[host]}"' in said
     assert not nothing_waits(on, host)
     assert kvmfleet("lab", "reboot", host).returncode == 0
-    until(lambda: state(host) == before[host], limit_s=20)
+    until_same(lambda: state(host), before[host], limit_s=20)
     assert nothing_waits(on, host)
     good, said = module(host, confirm=True)
     assert not good
@@ -303,7 +305,7 @@ def test_unprovisioned_hosts_are_what_they_were(provision, kvmfleet, lab, on, st
     done = kvmfleet("unprovision", "-i", lab["inventory"], "--yes")
     assert done.returncode == 0, done.stdout + done.stderr
     for host in MANAGERS:
-        until(lambda: state(host) == before[host], limit_s=20)  # noqa: B023 # it is called here
+        until_same(lambda: state(host), before[host], limit_s=20)  # noqa: B023 # it is called here
         assert on(host, "ls -d /var/lib/kvmfleet 2>/dev/null; true") == ""
 
 

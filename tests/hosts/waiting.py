@@ -9,3 +9,11 @@ def until(true, limit_s=60):
     while not true():
         assert time.monotonic() < end_s, "it did not happen in time"
         time.sleep(0.1)
+
+
+def until_same(look, expected, limit_s=60):
+    """Returns as soon as the set that `look()` gives is the expected one; says what is in one of them only."""
+    end_s = time.monotonic() + limit_s
+    while other := sorted(look() ^ expected):
+        assert time.monotonic() < end_s, "these came or went:\n" + "\n".join(other)
+        time.sleep(0.1)
