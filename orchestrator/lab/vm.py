@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from ipaddress import IPv4Network
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -42,6 +43,10 @@ __all__ = ["Vm"]
 
 PROGRAM = "qemu-system-x86_64"
 OLDEST = (6, 0)
+LOCKS_PAGES = (8, 1)
+"""From here on QEMU translates no code that another of its threads is just writing ("accel/tcg: Always lock pages
+before translation"). Before, a processor may keep an int3 that the kernel patched in for a moment, and loops for ever:
+Linux patches its scheduler whenever the first guest begins or the last one ends."""
 MEMORY_MIB = 2048
 CPUS = 2
 
@@ -226,6 +231,11 @@ class Vm:
 _chosen = functools.cache(accelerator.choose)
 
 
+def _threads() -> Literal["multi", "single"]:
+    """A thread for each processor, or one by turns, with which hosts boot a tenth slower."""
+    return "multi" if _version() >= LOCKS_PAGES else "single"
+
+
 def _version() -> tuple[int, int]:
     found = re.search(r"version (\d+)\.(\d+)", run([PROGRAM, "--version"]))
     return (int(found[1]), int(found[2])) if found else (0, 0)
@@ -283,7 +293,7 @@ def _machine(lab: Lab, host: LabHost, chosen: Accelerator) -> list[str]:
         second = f"file={folder}/seed.tar,format=raw"
     speed = {
         "kvm": ("-accel", "kvm", "-cpu", "host"),
-        "tcg": ("-accel", f"tcg,thread=multi,tb-size={_TCG_MIB}", "-cpu", "max"),
+        "tcg": ("-accel", f"tcg,thread={_threads()},tb-size={_TCG_MIB}", "-cpu", "max"),
     }
     return [
         *("-name", f"guest={host.name}"),

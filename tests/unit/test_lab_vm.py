@@ -22,6 +22,7 @@ needs_keys = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="open
 def lab(tmp_path, monkeypatch):
     monkeypatch.setenv("KVMFLEET_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("KVMFLEET_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(vm, "_version", lambda: (8, 1))
     bare = Lab(name="red", id="0badcafe", provider="vm", subnet="10.213.4.0/24", created_at_s=1.5, memory_mib=512)
     hosts = (bare.planned(1, "debian-12"), msgspec.structs.replace(bare.planned(2, "image"), port=22002))
     return msgspec.structs.replace(bare, hosts=hosts, accelerator="tcg")
@@ -53,6 +54,12 @@ def test_hardware_and_software_are_different_arguments_and_nothing_else(lab):
     kvm, tcg = arguments(lab, 0, "kvm"), arguments(lab, 0, "tcg")
     assert [kvm[4:8], len(kvm)] == [["-accel", "kvm", "-cpu", "host"], len(tcg)]
     assert kvm[:4] + kvm[8:] == tcg[:4] + tcg[8:]
+
+
+@pytest.mark.parametrize(("version", "threads"), [((7, 2), "single"), ((8, 0), "single"), ((8, 1), "multi")])
+def test_a_qemu_that_mistranslates_code_that_changes_has_one_thread(lab, monkeypatch, version, threads):
+    monkeypatch.setattr(vm, "_version", lambda: version)
+    assert f"tcg,thread={threads},tb-size=1024" in arguments(lab, 0)
 
 
 def test_a_port_that_is_taken_is_given_up_for_a_free_one(lab):
