@@ -8,6 +8,7 @@
       ConvergeError               Ansible could not be run at all (a failed playbook is a value, not an error)
       StoreError                  the history cannot be read or written
         DamagedError              ... because its file is damaged
+        UnwritableError           ... because there is no room for it, or no right; it may still be read
       ScheduleError               a schedule cannot be installed, asked or run
       NotifyError                 nobody could be told of what changed
       PkiError                    the fleet's CA cannot be made or read
@@ -31,6 +32,7 @@ __all__ = [
     "ConvergeError",
     "StoreError",
     "DamagedError",
+    "UnwritableError",
     "ScheduleError",
     "NotifyError",
     "PkiError",
@@ -81,6 +83,10 @@ class StoreError(KvmfleetError):
 
 class DamagedError(StoreError):
     """The file of the history is damaged, or no file of SQLite's at all."""
+
+
+class UnwritableError(StoreError):
+    """The history cannot be written: there is no room for it, or no right. What is in it may still be read."""
 
 
 class ScheduleError(KvmfleetError):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sqlite3
+import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from orchestrator import history_db, history_url, salvage
-from orchestrator.errors import DamagedError, StoreError
+from orchestrator.errors import DamagedError, StoreError, UnwritableError
 from orchestrator.text import printable
 
 __all__ = ["compact", "connect", "reading", "writing"]
@@ -24,7 +26,8 @@ WRITERS = 0x6B766D666C656574  # "kvmfleet": the advisory lock that writers hold 
 def connect(place: sa.URL) -> tuple[sa.Engine, StoreError | None]:
     """Opens a history, makes it where there is none, and brings its tables up to date.
 
-    Beside it comes what there is to say: that the one that was there is damaged, and where it lies now.
+    Beside it comes what there is to say: that the one that was there is damaged, and where it lies now. One that is
+    there and cannot be written, as on a disk that is full, is opened all the same: `writing` then says why it cannot.
 
     Raises:
         StoreError: it cannot be opened.
@@ -36,19 +39,19 @@ def connect(place: sa.URL) -> tuple[sa.Engine, StoreError | None]:
         _make_folder(file)
         with salvage.alone(file):
             lost = _set_aside(file, "the file is empty") if file.exists() and not file.stat().st_size else None
-            _make_file(file)
             try:
-                return _opened(place), lost
+                return _opened_or_made(place, file), lost
             except DamagedError as e:
                 if not (lost := _set_aside(file, e.message.removeprefix(f"history {file}: "))):
                     raise
-            _make_file(file)
-            return _opened(place), lost
+            return _opened_or_made(place, file), lost
 
 
 @contextmanager
 def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
     """One transaction that will write, and the only one. Raises StoreError, and then nothing of it was written."""
+    if why := engine.get_execution_options().get("kvmfleet_unwritable"):
+        raise UnwritableError(why.message, hint=why.hint)
     with _rescued(engine), engine.execution_options(kvmfleet_writes=True).begin() as connection:
         yield connection
 
@@ -70,6 +73,47 @@ def compact(engine: sa.Engine) -> None:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")  # else all lies twice on the disk
         else:
             connection.exec_driver_sql(f"VACUUM (ANALYZE) {', '.join(history_db.all_tables)}")
+
+
+def _opened_or_made(place: sa.URL, file: Path) -> sa.Engine:
+    made = _make_file(file)
+    try:
+        return _opened(place)
+    except StoreError as e:
+        if made:
+            file.unlink()  # else the next run would take it for a history that was lost
+        elif isinstance(e, UnwritableError) and (engine := _opened_to_read(place, file, e)):
+            return engine
+        raise
+
+
+def _opened_to_read(place: sa.URL, file: Path, why: UnwritableError) -> sa.Engine | None:
+    """Nothing is written, not even what SQLite keeps beside a file; None where that is not enough to read it.
+
+    A connection lasts as long as a transaction: its lock keeps out everybody else.
+    """
+    engine = sa.create_engine(place, creator=functools.partial(_connect_to_read, file), poolclass=sa.NullPool)
+    _begin_as_told(engine)
+    try:
+        with engine.connect() as connection:
+            usable = history_db.is_up_to_date(connection)
+    except sa.exc.DBAPIError:
+        return None
+    return engine.execution_options(kvmfleet_unwritable=why) if usable else None
+
+
+def _connect_to_read(file: Path) -> sqlite3.Connection:
+    """What was written last may still be in the journal: a full disk has no room to move it into the file.
+
+    An exclusive lock lets that be read without a file of shared memory (https://www.sqlite.org/wal.html#noshm). Without
+    a journal the file is all there is, and read without a lock.
+    """
+    journal = file.with_name(f"{file.name}-wal")
+    mode = "mode=rw" if journal.exists() and journal.stat().st_size else "mode=ro&immutable=1"
+    uri = f"file:{urllib.parse.quote(str(file))}?{mode}"
+    connection = sqlite3.connect(uri, uri=True, timeout=WAIT_S, isolation_level=None)
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+    return connection
 
 
 def _opened(place: sa.URL) -> sa.Engine:
@@ -128,10 +172,12 @@ def _make_folder(file: Path) -> None:
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def _make_file(file: Path) -> None:
+def _make_file(file: Path) -> bool:
     """Only for its owner, from the first moment: it tells how to break into a fleet, if not the keys to it."""
-    if not file.exists():
-        os.close(os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    if file.exists():
+        return False
+    os.close(os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    return True
 
 
 def _set_up_sqlite(engine: sa.Engine) -> None:
@@ -146,6 +192,10 @@ def _set_up_sqlite(engine: sa.Engine) -> None:
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA foreign_keys = ON")
 
+    _begin_as_told(engine)
+
+
+def _begin_as_told(engine: sa.Engine) -> None:
     @sa.event.listens_for(engine, "begin")
     def _(connection: sa.Connection) -> None:
         if not _plain(connection):
@@ -194,6 +244,10 @@ _SQLITE_HINTS = {
     sqlite3.SQLITE_NOTADB: "It is no SQLite file. Move it away, or name another with --store.",
     sqlite3.SQLITE_IOERR: "See the kernel's log for this disk: dmesg",
 }
+_UNWRITABLE = (
+    *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM),
+    sqlite3.SQLITE_IOERR,
+)
 
 # Codes of PostgreSQL, or the class that they begin with (https://www.postgresql.org/docs/current/errcodes-appendix.html).
 _POSTGRESQL_HINTS = {
@@ -215,10 +269,13 @@ def _explained(url: sa.URL) -> Iterator[None]:
     try:
         yield
     except sa.exc.DBAPIError as e:
-        why = f"history {name}: {' '.join(printable(str(e.orig)).split())}"
-        code = getattr(e.orig, "sqlite_errorcode", 0) & 0xFF  # the upper bits only say more of the same
+        code = getattr(e.orig, "sqlite_errorcode", 0)
+        full = code == sqlite3.SQLITE_IOERR_SHMSIZE  # no room for the file of shared memory beside it
+        code = sqlite3.SQLITE_FULL if full else code & 0xFF  # the upper bits only say more of the same
+        why = "database or disk is full" if full else " ".join(printable(str(e.orig)).split())
         hint = (_SQLITE_HINTS.get(code) or _postgresql_hint(e.orig)).format(name=name)
-        raise (DamagedError if code in salvage.DAMAGE else StoreError)(why, hint=hint) from e
+        kind = DamagedError if code in salvage.DAMAGE else UnwritableError if code in _UNWRITABLE else StoreError
+        raise kind(f"history {name}: {why}", hint=hint) from e
     except (sa.exc.SQLAlchemyError, ImportError) as e:
         raise StoreError(f"history {name}: {printable(str(e))}", hint=f"Write {history_url.POSSIBLE}.") from e
     except OSError as e:

@@ -13,7 +13,7 @@ from orchestrator import __version__, drift, intent, lock, probe, snapshot
 from orchestrator.checks.host import CONVERGED, DRIFT
 from orchestrator.collect import collect, stream
 from orchestrator.converge import Progress, converge
-from orchestrator.errors import KvmfleetError, StoreError
+from orchestrator.errors import KvmfleetError, StoreError, UnwritableError
 from orchestrator.inventory import AnsibleOptions, Fleet, Host, Secrets
 from orchestrator.judge import judge, judge_fleet, read_contract, silence
 from orchestrator.model import (
@@ -206,7 +206,7 @@ def watch(
     cannot be written there is a note, and costs no answer.
 
     Raises:
-        StoreError: the history, which knows the baselines, cannot be opened.
+        StoreError: the history, which knows the baselines, cannot be read.
     """
     tell, intents = on_event or _nothing, intent.digests(fleet)
     with edges.store() as store:
@@ -425,7 +425,7 @@ def _play_finding(converged: HostConverged) -> Finding:
 class _History:
     """The record of one run, from its start, so that one that was interrupted is known too.
 
-    What cannot be written becomes a note beside the results, and never takes their place.
+    What cannot be written becomes a note beside the results, and never takes their place; it may still be read.
     """
 
     def __init__(self, store: Callable[[], Store], command: Command) -> None:
@@ -449,13 +449,13 @@ class _History:
     def known(self, fleet: Fleet, *, needed: bool) -> Mapping[str, Known]:
         """The hosts that have a baseline: none where the history cannot be read, unless it is `needed`."""
         try:
-            if self._problem:
+            if self._problem and not (self._store and isinstance(self._problem, UnwritableError)):
                 raise self._problem
             return _known(self._store, fleet) if self._store else {}
         except StoreError as e:
             if needed:
                 raise
-            self._problem = e
+            self._problem = self._problem or e
             return {}
 
     def booted(self, host: str) -> PastResult | None:
@@ -516,7 +516,10 @@ class _Past:
         with self._noted():
             if self._run:
                 return self._run.watch(seen, now.items if now else None)
-        return msgspec.structs.replace(seen, seen_s=time.time())
+        seen = msgspec.structs.replace(seen, seen_s=time.time())
+        with self._noted():
+            seen = self._store.dated(seen)
+        return seen
 
     def end(self) -> tuple[KvmfleetError, ...]:
         """Each thing that could not be written once, however many hosts it concerned."""

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from orchestrator import __version__, drift, history_engine, history_url, identity, processes, salvage, snapshot
 from orchestrator.drift import Baseline
-from orchestrator.errors import StoreError
+from orchestrator.errors import StoreError, UnwritableError
 from orchestrator.history_db import (
     acceptances,
     baselines,
@@ -114,28 +114,23 @@ class Run:
 
         `items` is the host's snapshot; equal ones are kept once. Raises StoreError, and then nothing of it was written.
         """
-        now = time.time()
         with history_engine.writing(self._engine) as connection:
-            before = _last_watch(connection, found.host)
-            told = before if before is None or before.state in TOLD else _last_watch(connection, found.host, TOLD)
-            since_s = before.since_s if before and before.state == found.state else now
-            timed = drift.timed(found.items, told.items if told else (), now)
+            found = _dated(connection, found)
             watch_id = _insert(
                 connection, watches,
                 run_id=self.id,
                 host=found.host,
-                seen_s=now,
+                seen_s=found.seen_s,
                 state=found.state,
-                since_s=since_s,
+                since_s=found.since_s,
                 pending=found.pending,
                 problem=found.problem,
                 snapshot_id=None if items is None else _snapshot_id(connection, items),
             )  # fmt: skip
-            if timed:
-                rows = [{"watch_id": watch_id, **msgspec.structs.asdict(item)} for item in timed]
+            if found.items:
+                rows = [{"watch_id": watch_id, **msgspec.structs.asdict(item)} for item in found.items]
                 connection.execute(drifts.insert(), rows)
-        told_s = now if found.state in TOLD else told.seen_s if told else None
-        return msgspec.structs.replace(found, items=timed, since_s=since_s, seen_s=now, told_s=told_s)
+        return found
 
     def forget_baseline(self, host: str) -> None:
         """The host is no longer meant to be anything."""
@@ -173,16 +168,19 @@ class Store:
 
     def begin(self, command: str, *, started_at_s: float | None = None) -> Run:
         """`command` is its name, such as `provision`, never its arguments: they may hold a secret."""
-        with history_engine.writing(self._engine) as connection:
-            run_id = _insert(
-                connection, runs,
-                command=command,
-                user=identity.user(),
-                controller=os.uname().nodename,
-                process=_process(os.getpid()),
-                kvmfleet=__version__,
-                started_at_s=time.time() if started_at_s is None else started_at_s,
-            )  # fmt: skip
+        try:
+            with history_engine.writing(self._engine) as connection:
+                run_id = _insert(
+                    connection, runs,
+                    command=command,
+                    user=identity.user(),
+                    controller=os.uname().nodename,
+                    process=_process(os.getpid()),
+                    kvmfleet=__version__,
+                    started_at_s=time.time() if started_at_s is None else started_at_s,
+                )  # fmt: skip
+        except UnwritableError as e:
+            raise UnwritableError(f"{e.message}, so nothing of this run is kept", hint=e.hint) from e
         return Run(self._engine, run_id)
 
     def runs(self, limit: int = 20) -> tuple[PastRun, ...]:
@@ -259,6 +257,11 @@ class Store:
         """What the last drift check saw of a host."""
         with history_engine.reading(self._engine) as connection:
             return _last_watch(connection, host)
+
+    def dated(self, found: HostDrift) -> HostDrift:
+        """What a drift check saw of one host, with the times since when it is so, where that cannot be recorded."""
+        with history_engine.reading(self._engine) as connection:
+            return _dated(connection, found)
 
     def watches(self, host: str, limit: int = 20) -> tuple[HostDrift, ...]:
         """What drift checks saw of a host, the latest first."""
@@ -379,6 +382,20 @@ def _last_watch(connection: sa.Connection, host: str, states: Sequence[str] = ()
         query = query.where(watches.c.state.in_(states))
     row = connection.execute(query).mappings().first()
     return _past_watch(connection, row) if row else None
+
+
+def _dated(connection: sa.Connection, found: HostDrift) -> HostDrift:
+    """With the times since when it is so, going by what was seen before."""
+    now = time.time()
+    before = _last_watch(connection, found.host)
+    told = before if before is None or before.state in TOLD else _last_watch(connection, found.host, TOLD)
+    return msgspec.structs.replace(
+        found,
+        items=drift.timed(found.items, told.items if told else (), now),
+        since_s=before.since_s if before and before.state == found.state else now,
+        seen_s=now,
+        told_s=now if found.state in TOLD else told.seen_s if told else None,
+    )
 
 
 def _last_told(connection: sa.Connection, host: str, until_id: int) -> float | None:

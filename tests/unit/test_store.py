@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import sqlite3
@@ -406,6 +407,30 @@ def test_a_read_only_file_system_is_named(tmp_path: Path) -> None:
     assert "KVMFLEET_STATE_DIR" in said
 
 
+def test_a_history_that_is_read_only_is_read(tmp_path: Path, file: Path) -> None:
+    with Store(f"sqlite:///{file}") as store:
+        store.begin("provision").record(result("hv1"), baseline=True)
+    folder = tmp_path / "readonly"
+    said = in_a_mount(
+        folder,
+        "-o size=1m",
+        f"""
+        from test_store import Store, StoreError
+        with Store("sqlite:///{folder}/history.sqlite3") as store:
+            print(store.hosts(), bool(store.expectation("hv1")))
+            try:
+                store.begin("drift")
+            except StoreError as e:
+                print(e)
+        """,
+        before=f"cp {file} {folder} && mount -o remount,ro {folder};",
+    )
+    known, message, hint = said.splitlines()
+    assert known == "('hv1',) True"
+    assert message.endswith("so nothing of this run is kept")
+    assert "KVMFLEET_STATE_DIR" in hint
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_the_right_to_write_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
@@ -732,6 +757,103 @@ def test_a_full_disk_costs_a_drift_check_no_answer_and_nothing_that_was_there(tm
     assert full.startswith("True")
     assert "full" in full
     assert after == "True ()"
+
+
+FULL_FROM_THE_START = """
+    import os
+    from pathlib import Path
+    file = Path("{folder}/history.sqlite3")
+    os.environ |= {{"KVMFLEET_STORE": f"sqlite:///{{file}}", "KVMFLEET_STATE_DIR": "{elsewhere}"}}
+    from test_rollout import FLAGS, OPTIONS, fleet, rollout, told, world
+    from test_store import Store, StoreError, execute, fill, left_by_a_killed_run
+    hosts = fleet("h1", "h2", "h3")
+    good = told(hosts)
+    rollout.provision(hosts, OPTIONS, edges=world(answers=good))
+    rollout.watch(hosts, OPTIONS, edges=world(answers=told(hosts, FLAGS)))
+    {before}
+    fill(file.parent)
+"""
+RUNS = """
+    def tell(run):
+        (note,) = run.notes
+        print(note, "|", note.exit_code)
+    seen = rollout.watch(hosts, OPTIONS, edges=world(answers=told(hosts, FLAGS)))
+    print([host.state for host in seen.hosts], seen.hosts[0].items[0].since_s < seen.hosts[0].seen_s - 0.01)
+    tell(seen)
+    run = rollout.validate(hosts, OPTIONS, edges=world(answers=good))
+    print([result.judgement.verdict for result in run.results])
+    tell(run)
+    run = rollout.provision(hosts, OPTIONS, edges=world(answers=good))
+    print([host.outcome for host in run.converged])
+    tell(run)
+    with Store() as store:
+        try:
+            store.prune(0)
+        except StoreError as e:
+            print(e, "|", e.exit_code)
+        print([run.command for run in store.runs()])
+    Path("{folder}/filler").unlink()
+    print(rollout.watch(hosts, OPTIONS, edges=world(answers=good)).notes)
+    with Store() as store:
+        print([run.command for run in store.runs()])
+    print(execute(f"sqlite:///{{file}}", "PRAGMA integrity_check"))
+"""
+
+
+def fill(folder: Path) -> None:
+    """To the last byte."""
+    with (folder / "filler").open("wb", buffering=0) as opened:
+        for size in (1 << 16, 512, 1):
+            with contextlib.suppress(OSError):
+                while opened.write(bytes(size)):
+                    pass
+
+
+def left_by_a_killed_run(file: Path) -> None:
+    """Moves all that was written last into the journal, where only somebody who reads it finds it."""
+    whole = file.read_bytes()
+    with Store(f"sqlite:///{file}") as store:
+        store.begin("killed")
+        journal = file.with_name(f"{file.name}-wal").read_bytes()
+    file.write_bytes(whole)
+    file.with_name(f"{file.name}-wal").write_bytes(journal)
+
+
+@pytest.mark.parametrize("before", ["", "left_by_a_killed_run(file)"], ids=["closed", "killed"])
+def test_a_disk_that_is_full_from_the_start_costs_the_record_and_no_answer(tmp_path: Path, before: str) -> None:
+    folder = tmp_path / "small"
+    script = (FULL_FROM_THE_START + RUNS).format(folder=folder, elsewhere=tmp_path, before=before)
+    said = iter(in_a_mount(folder, "-o size=2m", script).splitlines())
+    why = f"history {folder}/history.sqlite3: database or disk is full"
+    unkept = [f"{why}, so nothing of this run is kept", "Free some space there, then run the command again. | 1"]
+    for report in ("['drifted', 'drifted', 'drifted'] True", str(["proven"] * 3), str(["unchanged"] * 3)):
+        assert [next(said), next(said), next(said)] == [report, *unkept]
+    assert [next(said), next(said)] == [why, unkept[1]]
+    kept = [*(["killed"] if before else []), "drift", "provision"]
+    assert next(said) == str(kept)
+    assert next(said) == "()"
+    assert list(said) == [str(["drift", *kept]), "[('ok',)]"]
+
+
+OLDER = 'execute(f"sqlite:///{file}", "DROP TABLE carried", "UPDATE schema_version SET version = 4")'
+
+
+@pytest.mark.parametrize("before", [OLDER, "file.unlink()"], ids=["an older one", "none"])
+def test_a_full_disk_and_no_history_that_can_be_read_end_a_drift_check(tmp_path: Path, before: str) -> None:
+    folder = tmp_path / "small"
+    script = FULL_FROM_THE_START.format(folder=folder, elsewhere=tmp_path, before=before)
+    script += """
+    was_there = file.exists()
+    try:
+        rollout.watch(hosts, OPTIONS, edges=world(answers=good))
+    except StoreError as e:
+        print(e)
+    print(file.exists() == was_there)  # else the next run would call an empty one damaged
+    """
+    message, hint, left = in_a_mount(folder, "-o size=2m", script).splitlines()
+    assert message == f"history {folder}/history.sqlite3: database or disk is full"
+    assert "Free some space" in hint
+    assert left == "True"
 
 
 def overwritten(content: bytes, start: int, length: int) -> bytes:
