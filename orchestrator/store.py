@@ -27,6 +27,7 @@ from orchestrator.history_db import (
     drifts,
     evidence,
     findings,
+    notices,
     results,
     runs,
     snapshots,
@@ -296,7 +297,9 @@ class Store:
     def prune(self, before_s: float) -> int:
         """Forget runs that ended before this time, and what they learned; gives their number.
 
-        Kept is what is still needed: baselines with their evidence, and the last that was seen of each host.
+        Kept is what is still needed: baselines with their evidence, and the last that was seen of each host. What was
+        told of a host goes once no drift check looked at it since then: it is in no inventory any more. One that is
+        silent is looked at by every check, and what was told of it stays.
         """
         with history_engine.writing(self._engine) as connection:
             return _prune(connection, before_s)
@@ -436,6 +439,8 @@ def _prune(connection: sa.Connection, before_s: float) -> int:
     unseen = sa.select(watches.c.id).where(watches.c.run_id.in_(old), watches.c.id.not_in(newest_watches))
     connection.execute(drifts.delete().where(drifts.c.watch_id.in_(unseen)))
     connection.execute(watches.delete().where(watches.c.id.in_(unseen)))
+    looked_at = sa.select(watches.c.host).where(watches.c.seen_s >= before_s)
+    connection.execute(notices.delete().where(notices.c.host.not_in(looked_at)))
     # `IS NOT NULL`: in SQL, nothing is "not in" a set with a NULL
     used = sa.select(results.c.evidence_id).where(results.c.evidence_id.is_not(None))
     connection.execute(evidence.delete().where(evidence.c.id.not_in(used)))

@@ -15,7 +15,7 @@ import time
 import traceback
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from orchestrator.model import (
     System,
 )
 from orchestrator.store import Store
+from orchestrator.transitions import Notice, Transition, transitions
 
 GOOD = Finding("kvm.exec", "pass", "a guest executed in 0.3 ms")
 BAD = Finding("kvm.node", "fail", "/dev/kvm is absent", "a character device", "nothing", "modprobe kvm_intel")
@@ -546,6 +547,27 @@ def test_pruning_forgets_old_runs_and_keeps_what_is_needed(store: Store, url: st
     assert {run.id for run in store.runs()} == {1, 6, 7, unfinished.id}
     for table, rows in {"host_results": 2, "evidence": 2, "watches": 1, "snapshots": 2, "drifts": 1}.items():
         assert execute(url, f"SELECT count(*) FROM {table}") == [(rows,)], table
+
+
+def test_pruning_forgets_what_was_told_of_hosts_that_nobody_looks_at_any_more(store: Store, url: str) -> None:
+    drifted = [seen(SWAP, host=host) for host in ("gone", "hv1", "silent")]
+    for told in drifted:
+        store.begin("drift").watch(told, None)
+    execute(url, "UPDATE watches SET seen_s = seen_s - 1000")
+    store.begin("drift").watch(drifted[1], None)
+    store.begin("drift").watch(HostDrift("silent", "unreachable"), None)
+    notices, known = store.notices(), []
+
+    def choose(found: Mapping[str, Notice]) -> tuple[Transition, ...]:
+        known.append(sorted(found))
+        return transitions(found, drifted, {}, after=1)
+
+    notices.settle("pager", notices.claim("pager", choose), delivered=True)
+    store.prune(time.time() - 2000)
+    assert notices.claim("pager", choose) == ()
+    store.prune(time.time() - 500)
+    assert [one.host.host for one in notices.claim("pager", choose)] == ["gone"]
+    assert known == [[], ["gone", "hv1", "silent"], ["hv1", "silent"]]
 
 
 def test_past_results_come_latest_first(store: Store) -> None:
