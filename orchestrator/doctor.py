@@ -21,13 +21,12 @@ from typing import Any, Literal
 
 import msgspec
 
-from orchestrator import paths, pki, salvage
+from orchestrator import history_engine, history_url, paths, pki, salvage
 from orchestrator.errors import LabError, PkiError, StoreError
 from orchestrator.lab import accelerator, prerequisites
-from orchestrator.store import Store
 from orchestrator.text import printable
 
-__all__ = ["Problem", "problems"]
+__all__ = ["Diagnosis", "History", "Problem", "examine"]
 
 Level = Literal["error", "warning", "note"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
@@ -51,8 +50,27 @@ class Problem(msgspec.Struct, frozen=True):
     fix: str
 
 
-def problems() -> tuple[Problem, ...]:
-    """The worst first. Changes nothing; takes about a second, nearly all of it Ansible's own start."""
+class History(msgspec.Struct, frozen=True):
+    """Where the history is, "" where that is no place, and what is there: None where it could not be told."""
+
+    where: str = ""
+    schema: int | None = None
+    size_bytes: int | None = None
+
+
+class Diagnosis(msgspec.Struct, frozen=True):
+    """The worst problem first."""
+
+    history: History
+    problems: tuple[Problem, ...]
+
+
+def examine(store: str = "") -> Diagnosis:
+    """Changes nothing; takes about a second, nearly all of it Ansible's own start.
+
+    `store` is the URL of the history, "" for that of KVMFLEET_STORE, or the file in the state folder.
+    """
+    kept, of_history = history(store)
     found = [
         *python(),
         *environment(),
@@ -64,12 +82,12 @@ def problems() -> tuple[Problem, ...]:
         *agent(),
         *folder(paths.state(), STATE_MIB, level="error"),
         *folder(paths.cache(), CACHE_MIB, level="note"),
-        *history(paths.history()),
+        *of_history,
         *authority(paths.pki()),
         *clock(),
         *lab(),
     ]
-    return tuple(sorted(found, key=lambda problem: LEVELS.index(problem.level)))
+    return Diagnosis(kept, tuple(sorted(found, key=lambda problem: LEVELS.index(problem.level))))
 
 
 def python(version: tuple[int, int] = sys.version_info[:2]) -> Iterator[Problem]:
@@ -223,22 +241,31 @@ def folder(path: Path, need_mib: int, *, level: Level) -> Iterator[Problem]:
         yield Problem(level, f"{path}: {free_mib} MiB are free; {need_mib} are wanted.", move)
 
 
-def history(file: Path) -> Iterator[Problem]:
-    """A history that cannot be read; runs go on without one. One that is still to be made is no problem."""
-    if not file.exists():
-        return
-    if why := salvage.damage(file):  # opening it would move it
-        yield Problem(
-            "warning",
-            f"history {file}: {why}. The next run moves it aside, and begins a new one.",
-            f"Move it away before, and save what can be saved: sqlite3 {file} .recover",
-        )
-        return
+def history(url: str = "") -> tuple[History, Sequence[Problem]]:
+    """The history that a run would take; most go on without one. One that is still to be made is no problem."""
     try:
-        with Store(f"sqlite:///{file}") as store:
-            store.runs(limit=1)
+        place = history_url.chosen(url)
     except StoreError as e:
-        yield Problem("warning", e.message, e.hint)
+        return History(), [Problem("error", e.message, e.hint)]  # every command ends with it
+    kept, file = History(history_url.name(place)), history_url.file(place)
+    elsewhere = list(folder(file.parent, STATE_MIB, level="warning")) if file and file != paths.history() else []
+    if file and not file.exists():
+        return History(kept.where, 0, 0), elsewhere
+    if file and (why := salvage.damage(file)) and salvage.ours(file):
+        return kept, [*elsewhere, _damage(file, why)]
+    try:
+        schema, size_bytes = history_engine.measure(place)
+    except StoreError as e:
+        return kept, [*elsewhere, Problem("warning", e.message, e.hint)]
+    return History(kept.where, schema, size_bytes), elsewhere
+
+
+def _damage(file: Path, why: str) -> Problem:
+    return Problem(
+        "warning",
+        f"history {file}: {why}. The next run moves it aside, and begins a new one.",
+        f"Move it away before, and save what can be saved: sqlite3 {file} .recover",
+    )
 
 
 def authority(path: Path, now_s: Callable[[], float] = time.time) -> Iterator[Problem]:

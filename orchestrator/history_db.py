@@ -24,6 +24,7 @@ __all__ = [
     "results",
     "runs",
     "snapshots",
+    "version",
     "watches",
 ]
 
@@ -228,7 +229,7 @@ all_tables = tuple(_tables.tables)
 
 
 def is_up_to_date(connection: sa.Connection) -> bool:
-    return _version(connection) == SCHEMA
+    return _found(connection) == SCHEMA
 
 
 def bring_up_to_date(connection: sa.Connection, name: str) -> None:
@@ -237,12 +238,7 @@ def bring_up_to_date(connection: sa.Connection, name: str) -> None:
     Raises:
         StoreError: a newer kvmfleet wrote it.
     """
-    found = _version(connection)
-    if found > SCHEMA:
-        raise StoreError(
-            f"{name}: written by a newer kvmfleet (schema {found}, this one knows {SCHEMA})",
-            hint="Upgrade kvmfleet, or name another history with --store.",
-        )
+    found = version(connection, name)
     if found == 0:
         _tables.create_all(connection)
         connection.execute(schema.insert().values(version=SCHEMA))
@@ -251,8 +247,22 @@ def bring_up_to_date(connection: sa.Connection, name: str) -> None:
     connection.execute(schema.update().values(version=SCHEMA))
 
 
-def _version(connection: sa.Connection) -> int:
-    """0 for a database without our tables."""
+def version(connection: sa.Connection, name: str) -> int:
+    """The schema of the tables; 0 for a database without ours. `name` is that of the history, for messages.
+
+    Raises:
+        StoreError: a newer kvmfleet wrote it.
+    """
+    found = _found(connection)
+    if found > SCHEMA:
+        raise StoreError(
+            f"{name}: written by a newer kvmfleet (schema {found}, this one knows {SCHEMA})",
+            hint="Upgrade kvmfleet, or name another history with --store.",
+        )
+    return found
+
+
+def _found(connection: sa.Connection) -> int:
     if not sa.inspect(connection).has_table(schema.name):
         return 0
     return connection.execute(sa.select(schema.c.version)).scalar() or 0

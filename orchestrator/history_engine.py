@@ -9,7 +9,7 @@ import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -17,10 +17,17 @@ from orchestrator import history_db, history_url, salvage
 from orchestrator.errors import DamagedError, StoreError, UnwritableError
 from orchestrator.text import printable
 
-__all__ = ["compact", "connect", "reading", "writing"]
+__all__ = ["Extent", "compact", "connect", "measure", "reading", "writing"]
 
 WAIT_S = 15.0  # for another run that is writing; each of its transactions takes milliseconds
 WRITERS = 0x6B766D666C656574  # "kvmfleet": the advisory lock that writers hold on PostgreSQL
+
+
+class Extent(NamedTuple):
+    """How much of a history there is."""
+
+    schema: int  # 0 where it has no tables yet
+    size_bytes: int
 
 
 def connect(place: sa.URL) -> tuple[sa.Engine, StoreError | None]:
@@ -61,6 +68,28 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
     """One consistent view. Raises StoreError."""
     with _rescued(engine), engine.connect() as connection:
         yield connection
+
+
+def measure(place: sa.URL) -> Extent:
+    """Looks at a history that is there as a run would that is about to write, and leaves it as it is.
+
+    Raises:
+        StoreError: it cannot be opened or written, or a newer kvmfleet wrote it.
+    """
+    engine = _engine(place)
+    try:
+        with _explained(place), engine.execution_options(kvmfleet_writes=True).begin() as connection:
+            schema = history_db.version(connection, history_url.name(place))
+            return Extent(schema, int(connection.exec_driver_sql(_SIZES[engine.dialect.name]).scalar() or 0))
+    finally:
+        engine.dispose()
+
+
+_SIZES = {
+    "sqlite": "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size",
+    "postgresql": "SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE relkind = 'r' "
+    f"AND pg_table_is_visible(oid) AND relname IN ({', '.join(map(repr, history_db.all_tables))})",
+}
 
 
 def compact(engine: sa.Engine) -> None:
@@ -116,11 +145,17 @@ def _connect_to_read(file: Path) -> sqlite3.Connection:
     return connection
 
 
-def _opened(place: sa.URL) -> sa.Engine:
+def _engine(place: sa.URL) -> sa.Engine:
     with _explained(place):
         engine = sa.create_engine(place, pool_pre_ping=place.drivername != "sqlite")
+    (_set_up_sqlite if engine.dialect.name == "sqlite" else _set_up_postgresql)(engine)
+    return engine
+
+
+def _opened(place: sa.URL) -> sa.Engine:
+    engine = _engine(place)
+    with _explained(place):
         try:
-            (_set_up_sqlite if engine.dialect.name == "sqlite" else _set_up_postgresql)(engine)
             _bring_up_to_date(engine)
         except BaseException:
             engine.dispose()

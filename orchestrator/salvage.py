@@ -14,7 +14,7 @@ from pathlib import Path
 from orchestrator import paths
 from orchestrator.text import printable
 
-__all__ = ["DAMAGE", "alone", "damage", "left", "set_aside"]
+__all__ = ["DAMAGE", "alone", "damage", "left", "ours", "set_aside"]
 
 DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 MAGIC = b"SQLite format 3\0"
@@ -52,13 +52,12 @@ def damage(file: Path) -> str:
 def set_aside(file: Path, now_s: float | None = None) -> Path | None:
     """Moves a damaged history, and what SQLite keeps beside it, to a name with the time; gives that name.
 
-    None where nothing is wrong with it, or where it may be something else: a file that is neither where kvmfleet keeps
-    its history nor begins as SQLite's files do.
+    None where nothing is wrong with it, or where it may not be `ours`.
 
     Raises:
         OSError: it cannot be moved.
     """
-    if not damage(file) or not _ours(file):
+    if not damage(file) or not ours(file):
         return None
     moved = file.with_name(f"{file.name}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.localtime(now_s))}")
     while moved.exists():  # two in one second
@@ -78,7 +77,8 @@ def left(file: Path) -> Path | None:
     return file.with_name(last) if last else None
 
 
-def _ours(file: Path) -> bool:
+def ours(file: Path) -> bool:
+    """Whether it is no other thing: it is where kvmfleet keeps its history, or begins as SQLite's files do."""
     if file == paths.history() or not file.stat().st_size:
         return True
     with file.open("rb") as opened:

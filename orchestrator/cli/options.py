@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from orchestrator.errors import UsageError
+from orchestrator.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BootType",
     "ansible",
+    "any_store_option",
     "boot_option",
     "connection_options",
     "open_store",
@@ -33,6 +34,7 @@ __all__ = [
     "replay_options",
     "report_options",
     "store_option",
+    "store_url",
     "tags_options",
     "waivers_option",
     "yes_option",
@@ -67,21 +69,39 @@ def _keep_store(context: click.Context, _option: click.Parameter, url: str | Non
     return url
 
 
+def _keep_any_store(context: click.Context, option: click.Parameter, url: str | None) -> None:
+    """For who says what is wrong with it beside all else."""
+    try:
+        _keep_store(context, option, url)
+    except StoreError:
+        context.meta[STORE] = url
+
+
+def store_url() -> str:
+    """What --store says, "" where it says nothing."""
+    return click.get_current_context().meta.get(STORE) or ""
+
+
 def open_store() -> Store:
     """The history that --store, else KVMFLEET_STORE names; every command opens it here."""
     from orchestrator.store import Store
 
-    return Store(click.get_current_context().meta.get(STORE, ""))
+    return Store(store_url())
 
 
-store_option = click.option(
-    "--store",
-    metavar="URL",
-    expose_value=False,
-    callback=_keep_store,
-    help="The history: sqlite:////FILE or postgresql://USER@HOST/DATABASE, instead of KVMFLEET_STORE or a file in the "
-    "state folder.",
-)
+def _store_option(keep: Callable[[click.Context, click.Parameter, str | None], object]) -> Callable[[F], F]:
+    return click.option(
+        "--store",
+        metavar="URL",
+        expose_value=False,
+        callback=keep,
+        help="The history: sqlite:////FILE or postgresql://USER@HOST/DATABASE, instead of KVMFLEET_STORE or a file in "
+        "the state folder.",
+    )
+
+
+store_option = _store_option(_keep_store)
+any_store_option = _store_option(_keep_any_store)
 
 connection_options = _apply(
     click.option(

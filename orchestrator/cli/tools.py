@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
+from orchestrator.cli.options import any_store_option, store_url
 from orchestrator.cli.output import console, print_json
 from orchestrator.errors import UsageError
+
+if TYPE_CHECKING:
+    from orchestrator.doctor import History
 
 __all__ = ["completion", "doctor", "explain"]
 
@@ -37,20 +43,35 @@ def explain(check_id: str | None) -> None:
 
 
 @click.command(short_help="Show every problem of this controller, each with its fix.")
-@click.option("--json", "as_json", is_flag=True, help="Print the problems as JSON.")
+@any_store_option
+@click.option("--json", "as_json", is_flag=True, help="Print where the history is, and the problems, as JSON.")
 def doctor(as_json: bool) -> None:
-    """Show every problem of this controller at once, each with its fix."""
+    """Show where the history is, and every problem of this controller at once, each with its fix."""
     from orchestrator import doctor as surgery
 
-    problems = surgery.problems()
+    found = surgery.examine(store_url())
     if as_json:
-        print_json(problems)
+        print_json(found)
     else:
-        for problem in problems:
+        if found.history.where:
+            click.echo(f"history {found.history.where}: {_known(found.history)}")
+        for problem in found.problems:
             click.echo(f"{problem.level:<7} {problem.what}\n        {problem.fix}")
-        click.echo("No problem found." if not problems else f"{len(problems)} found.")
-    if any(problem.level == "error" for problem in problems):
+        click.echo("No problem found." if not found.problems else f"{len(found.problems)} found.")
+    if any(problem.level == "error" for problem in found.problems):
         raise SystemExit(1)
+
+
+def _known(history: History) -> str:
+    """What there is, in words."""
+    from orchestrator.history_db import SCHEMA
+
+    if history.schema is None or history.size_bytes is None:
+        return "does not open for writing"
+    if not history.schema:
+        return "nothing yet; the first run begins it"
+    later = "" if history.schema == SCHEMA else f", which the next run brings up to {SCHEMA}"
+    return f"schema {history.schema}{later}, {history.size_bytes / (1 << 20):.1f} MiB"
 
 
 @click.command()

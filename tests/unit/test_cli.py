@@ -22,6 +22,7 @@ from orchestrator.cli.main import cli, main
 from orchestrator.cli.options import PROFILES, BootType
 from orchestrator.cli.output import Output, Reports
 from orchestrator.errors import Interrupted, KvmfleetError
+from orchestrator.history_db import SCHEMA
 from orchestrator.inventory import Fleet, Host
 from orchestrator.lab import record
 from orchestrator.lab.record import Lab, LabHost
@@ -573,6 +574,20 @@ def test_a_password_on_the_command_line_is_refused_and_not_repeated(run, state):
     assert code == 1
     assert "sesame" not in err
     assert "~/.pgpass" in err
+
+
+def test_the_doctor_tells_where_the_history_is_and_what_is_wrong_with_its_url_beside_all_else(run, state, monkeypatch):
+    Store().close()
+    code, out, _ = run("doctor")
+    assert out.startswith(f"history {state}/history.sqlite3: schema {SCHEMA}, 0.1 MiB\n")
+    assert run("doctor", "--store", f"sqlite:///{state}/new")[1].startswith(f"history {state}/new: nothing yet")
+    monkeypatch.setenv("KVMFLEET_STORE", "mysql://u:sesame@db/kvmfleet")
+    code, out, err = run("doctor", "--json")
+    found = json.loads(out)
+    assert (code, err) == (1, "")
+    assert found["history"] == {"where": "", "schema": None, "size_bytes": None}
+    assert found["problems"][0]["what"] == "history: mysql is no database that is supported."
+    assert "sesame" not in out
 
 
 def test_an_option_names_the_history_of_a_group_and_its_commands(run, state, tmp_path):

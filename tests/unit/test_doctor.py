@@ -6,15 +6,18 @@ import importlib.metadata
 import json
 import re
 import socket
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import postgresql
 import pytest
 
-from orchestrator import doctor, pki
+from orchestrator import doctor, history_db, pki
 from orchestrator.errors import LabError
 from orchestrator.lab.accelerator import Accelerator
 from orchestrator.store import Store
@@ -33,7 +36,7 @@ def refuses(words: str) -> Callable[[], subprocess.CompletedProcess[str]]:
 
 
 def test_the_worst_comes_first() -> None:
-    levels = [doctor.LEVELS.index(problem.level) for problem in doctor.problems()]
+    levels = [doctor.LEVELS.index(problem.level) for problem in doctor.examine().problems]
     assert levels == sorted(levels)
 
 
@@ -202,19 +205,78 @@ def test_a_full_disk_is_a_problem_that_says_how_much_is_wanted(tmp_path: Path) -
     assert (problem.level, f"{1 << 40} are wanted" in problem.what) == ("note", True)
 
 
-def test_a_history_that_is_not_one_is_a_warning_with_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "history.sqlite3").write_text("these are not the tables that you are looking for" * 100)
-    (problem,) = doctor.history(tmp_path / "history.sqlite3")
+@pytest.fixture
+def state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A state folder of our own."""
+    monkeypatch.setenv("KVMFLEET_STATE_DIR", str(tmp_path / "state"))
+    (tmp_path / "state").mkdir()
+    return tmp_path / "state"
+
+
+def test_a_damaged_history_is_a_warning_and_stays_where_it_is(state: Path) -> None:
+    (state / "history.sqlite3").write_text("these are not the tables that you are looking for" * 100)
+    kept, (problem,) = doctor.history()
     assert (problem.level, "Move it away" in problem.fix) == ("warning", True)
+    assert kept == doctor.History(str(state / "history.sqlite3"))
+    assert [path.name for path in state.iterdir()] == ["history.sqlite3"]
 
 
-def test_a_good_history_and_none_at_all_are_no_problem(tmp_path: Path) -> None:
-    file = tmp_path / "history.sqlite3"
-    assert not list(doctor.history(file))
+def test_a_good_history_and_none_at_all_are_no_problem(state: Path) -> None:
+    file = state / "history.sqlite3"
+    assert doctor.history() == (doctor.History(str(file), 0, 0), [])
     assert not file.exists()
-    with Store(f"sqlite:///{file}") as store:
+    with Store() as store:
         store.begin("validate").finish("ok")
-    assert not list(doctor.history(file))
+    assert doctor.history() == (doctor.History(str(file), history_db.SCHEMA, file.stat().st_size), [])
+
+
+def test_a_history_elsewhere_is_the_one_that_is_looked_at(state: Path, tmp_path: Path) -> None:
+    (state / "history.sqlite3").write_text("another, which is damaged")
+    (tmp_path / "notes").write_text("not a database, but somebody's notes\n" * 100)
+    for file, schema, problems in ((tmp_path / "fleet.sqlite3", 0, 0), (tmp_path / "notes", None, 1)):
+        kept, found = doctor.history(f"sqlite:///{file}")
+        assert (kept.where, kept.schema, len(found)) == (str(file), schema, problems)
+    assert "not a database" in found[0].what
+    (problem,) = doctor.history(f"sqlite:///{tmp_path}/notes/fleet.sqlite3")[1]
+    assert "cannot be written" in problem.what
+
+
+def test_a_history_of_another_version_is_told_and_left_as_it_is(state: Path) -> None:
+    Store().close()
+    for version, problems in ((history_db.SCHEMA - 1, 0), (history_db.SCHEMA + 1, 1)):
+        with closing(sqlite3.connect(state / "history.sqlite3")) as connection:
+            connection.execute(f"UPDATE schema_version SET version = {version}")
+            connection.commit()
+        kept, found = doctor.history()
+        assert (kept.schema, len(found)) == (None if problems else version, problems)
+    assert "newer kvmfleet" in found[0].what
+    assert "Upgrade kvmfleet" in found[0].fix
+
+
+def test_a_history_on_a_server_is_looked_at_and_no_password_is_shown(
+    server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    url = postgresql.new_database(server.replace("tester@", "tester:sesame@"))
+    assert doctor.history(url)[0].schema == 0
+    Store(url).close()
+    kept, found = doctor.history(url)
+    assert (kept.schema, found) == (history_db.SCHEMA, [])
+    assert (kept.size_bytes or 0) > 8192 * len(history_db.all_tables)
+    assert kept.where.startswith("postgresql://tester:***@")
+    for gone in (f"tester:sesame@/postgres?host={tmp_path}", f"tester@/postgres?host={tmp_path}&password=sesame"):
+        monkeypatch.setenv("KVMFLEET_STORE", f"postgresql://{gone}")
+        kept, (problem,) = doctor.history()
+        assert (kept.where.startswith("postgresql://tester"), kept.schema, problem.level) == (True, None, "warning")
+        assert "sesame" not in kept.where + problem.what + problem.fix
+        assert "whether the database answers" in problem.fix
+
+
+@pytest.mark.parametrize("url", ["mysql://u:sesame@h/d", "sesame", "postgresql://u:ses@ame@h/d"])
+def test_a_url_that_is_none_is_an_error_with_what_to_write(url: str) -> None:
+    kept, (problem,) = doctor.history(url)
+    assert (kept, problem.level) == (doctor.History(), "error")
+    assert "ame" not in problem.what.replace("name", "")
+    assert "postgresql://" in problem.fix or "%40" in problem.fix
 
 
 def test_a_clock_before_our_own_files_is_a_warning() -> None:

@@ -13,7 +13,6 @@ import textwrap
 import threading
 import time
 import traceback
-import uuid
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -70,27 +69,12 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "state" / "history.sqlite3"
 
 
-@pytest.fixture(scope="session")
-def server() -> Iterator[str]:
-    if not postgresql.SERVER:
-        pytest.skip("postgresql is not installed")
-    with postgresql.server() as url:
-        yield url
-
-
-def new_database(server: str) -> str:
-    """One of the server's schemas, which is as good as a database of its own, and quicker made."""
-    schema = f"t{uuid.uuid4().hex}"
-    execute(server, f"CREATE SCHEMA {schema}")
-    return f"{server}&options=-csearch_path%3D{schema}"
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, file: Path) -> str:
     if request.param == "sqlite":
         file.parent.mkdir(mode=0o700)
         return f"sqlite:///{file}"
-    return new_database(request.getfixturevalue("server"))
+    return postgresql.new_database(request.getfixturevalue("server"))
 
 
 @pytest.fixture
@@ -138,7 +122,7 @@ def test_a_host_that_gave_no_evidence_is_recorded_with_its_problem(store: Store)
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def shared(request: pytest.FixtureRequest) -> Iterator[Store]:
     sqlite = request.param == "sqlite"
-    with Store("sqlite://" if sqlite else new_database(request.getfixturevalue("server"))) as opened:
+    with Store("sqlite://" if sqlite else postgresql.new_database(request.getfixturevalue("server"))) as opened:
         yield opened
 
 
