@@ -26,6 +26,7 @@ __all__ = ["drift", "history"]
 
 @click.group(invoke_without_command=True, short_help="Say what changed on the hosts since they were last good.")
 @connection_options
+@store_option
 @click.option("-D", "--diff", is_flag=True, help="Show values whole, expected against seen.")
 @program_options
 @click.option(

@@ -17,6 +17,7 @@ from orchestrator.cli.options import (
     playbook_options,
     replay_options,
     report_options,
+    store_option,
     waivers_option,
 )
 from orchestrator.cli.output import Output, Reports, board, log, steps
@@ -36,6 +37,7 @@ REPLAY = ("recorded", "profile", "waivers", "verbose", "as_json", "junit", "html
 
 @click.command(short_help="Make the hosts KVM hosts, then prove each one.")
 @connection_options
+@store_option
 @playbook_options
 @boot_option
 @click.option("--force", is_flag=True, help="Run the playbook also on hosts that are as it would make them.")
@@ -71,6 +73,7 @@ def _which(force: bool, drifted: bool, check: bool) -> Which:
 
 @click.command(short_help="Prove the hosts as they are; changes nothing.")
 @connection_options
+@store_option
 @boot_option
 @click.option(
     "--active",
@@ -137,6 +140,7 @@ def _refuse_beside_a_replay(context: click.Context) -> None:
 
 @click.command(short_help="Take back what was added to the hosts, and nothing else.")
 @connection_options
+@store_option
 @click.option("-C", "--check", "--dry-run", is_flag=True, help="Change nothing; say what would be taken back.")
 @click.option("-D", "--diff", is_flag=True, help="Show the changes in files.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON; nothing else on stdout.")

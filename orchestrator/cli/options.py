@@ -128,7 +128,6 @@ connection_options = _apply(
         "--vault-password-file", "--vault-pass-file", multiple=True, metavar="FILE", help="Holds the vault password."
     ),
     click.option("--vault-id", multiple=True, metavar="LABEL@SOURCE", help="Vault identity; SOURCE is a file."),
-    store_option,
     click.option("-v", "--verbose", count=True, help="Say more: every finding, what Ansible says; -vvv all of it."),
 )
 

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli.fleet import ready, standards_of
-from orchestrator.cli.options import ansible, boot_option, connection_options, report_options, waivers_option
+from orchestrator.cli.options import (
+    ansible,
+    boot_option,
+    connection_options,
+    report_options,
+    store_option,
+    waivers_option,
+)
 from orchestrator.cli.output import Output, Reports, board, console, log, print_json
 from orchestrator.errors import UsageError
 
@@ -60,6 +67,7 @@ def pki_status(as_json: bool) -> None:
 
 @pki.command("rotate", short_help="Give the hosts new keys and certificates now.")
 @connection_options
+@store_option
 @boot_option
 @waivers_option
 @report_options

@@ -576,6 +576,13 @@ def test_a_password_on_the_command_line_is_refused_and_not_repeated(run, state):
     assert "~/.pgpass" in err
 
 
+def test_a_plan_has_no_history_to_name(run, state, monkeypatch):
+    code, _, err = run("plan", "-i", "nowhere.ini", "--store", f"sqlite:///{state}/history.sqlite3")
+    assert (code, "No such option '--store'" in err) == (1, True), err
+    monkeypatch.setenv("KVMFLEET_STORE", "no URL")
+    assert "nowhere.ini" in run("plan", "-i", "nowhere.ini")[2]
+
+
 def test_the_doctor_tells_where_the_history_is_and_what_is_wrong_with_its_url_beside_all_else(run, state, monkeypatch):
     Store().close()
     code, out, _ = run("doctor")
