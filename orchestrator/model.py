@@ -1094,6 +1094,14 @@ class Collected(msgspec.Struct, frozen=True):
     )
 
 
+class EarlierBoot(msgspec.Struct, frozen=True):
+    """A guest that booted on a host before, which was not booted again as nothing on the host changed since."""
+
+    at_s: float  # since the epoch, by the controller's clock
+    depth: str
+    domain_type: str
+
+
 class HostResult(msgspec.Struct, frozen=True):
     """One line of a report: everything a run learned about one host."""
 
@@ -1105,3 +1113,4 @@ class HostResult(msgspec.Struct, frozen=True):
     profile: Profile = "production"  # that it was judged by
     groups: tuple[str, ...] = ()  # of the inventory that it is in
     left: tuple[Drift, ...] = ()  # drift that the playbook left as it found it
+    booted: EarlierBoot | None = None  # in the place of a guest of this run

@@ -12,10 +12,20 @@ import msgspec
 from orchestrator import snapshot
 from orchestrator.drift import Baseline
 from orchestrator.inventory import Host
-from orchestrator.model import Boot, Drift, DriftState, HostConverged, HostDrift, HostResult, Verdict
+from orchestrator.model import (
+    Boot,
+    Drift,
+    DriftState,
+    EarlierBoot,
+    HostConverged,
+    HostDrift,
+    HostResult,
+    Verdict,
+)
 from orchestrator.store import PastResult
+from orchestrator.text import moment
 
-__all__ = ["Known", "Look", "Which", "booted_before", "is_settled", "spared", "told"]
+__all__ = ["Known", "Look", "Which", "booted_before", "earlier_boot", "is_settled", "spared", "told"]
 
 Which = Literal["needed", "all", "drifted"]
 """Hosts that the playbook runs on: those that are not as they should be, all of them, or only those that drift."""
@@ -89,28 +99,34 @@ def told(look: Look) -> HostConverged:
     return HostConverged(look.host.name, "unchanged", notes=(WHY[look.drift.state],))
 
 
-def is_settled(look: Look, boot: Boot, booted: PastResult | None) -> bool:
-    """Whether the look is all the proof that was asked for.
+def earlier_boot(look: Look, boot: Boot, booted: PastResult | None) -> EarlierBoot | None:
+    """The guest of `booted`, the last result with one; None where it says nothing of the host as it is now.
 
-    Each look executes a guest. One that boots as deep as `boot` says is not booted again where one is known that did,
-    on this boot of the host and with everything as it is now. `booted` is the last result with such a guest.
+    It booted as deep as `boot` says, on this boot of the host, with everything as it is now, and all is well.
     """
-    if boot.depth in ("none", "proof") or look.result.judgement.verdict not in GOOD:
-        return True
     then, now = booted.evidence if booted else None, look.result.collected.evidence
-    if not then or not now or boot.depth == "file":
-        return False
+    if not booted or not then or not now or boot.depth == "file" or look.result.judgement.verdict not in GOOD:
+        return None
     as_deep = then.guest.depth == boot.depth or (boot.depth == "firmware" and then.guest.depth in DEEP)
     same = then.system.boot_id == now.system.boot_id and snapshot.take(then) == snapshot.take(now)
-    return as_deep and same
+    found = EarlierBoot(booted.recorded_at_s, then.guest.depth, then.guest.domain_type)
+    return found if as_deep and same else None
 
 
-def booted_before(result: HostResult, when: str) -> HostResult:
+def is_settled(look: Look, boot: Boot, before: EarlierBoot | None) -> bool:
+    """Whether the look, in which a guest executed, is all the proof that was asked for.
+
+    It is with a guest that booted before, and where none is to boot or would help.
+    """
+    return before is not None or boot.depth in ("none", "proof") or look.result.judgement.verdict not in GOOD
+
+
+def booted_before(result: HostResult, before: EarlierBoot) -> HostResult:
     """The result, which says of the guest when it booted."""
-    summary = f"a domain booted at {when}, and nothing on the host changed since"
+    summary = f"a domain booted at {moment(before.at_s)}, and nothing on the host changed since"
     findings = tuple(
         msgspec.structs.replace(finding, summary=summary) if finding.check == "guest.boot" else finding
         for finding in result.judgement.findings
     )
     judgement = msgspec.structs.replace(result.judgement, findings=findings)
-    return msgspec.structs.replace(result, judgement=judgement)
+    return msgspec.structs.replace(result, judgement=judgement, booted=before)

@@ -34,7 +34,7 @@ from orchestrator.probe import Known, Look, Which
 from orchestrator.recording import Recording
 from orchestrator.store import PastResult, Store
 from orchestrator.store import Run as Record
-from orchestrator.text import moment, printable
+from orchestrator.text import printable
 from orchestrator.waivers import Waivers
 
 __all__ = [
@@ -291,10 +291,11 @@ def _only(fleet: Fleet, wanted: Callable[[str], bool]) -> Fleet:
 def _settled(look: Look, boot: Boot, history: _History, unchanged: HostConverged) -> HostResult | None:
     """The result of a host that was spared; None where it is yet to be asked to boot a guest."""
     booted = history.booted(look.host.name) if boot.depth not in ("none", "proof") else None
-    if not probe.is_settled(look, boot, booted):
+    before = probe.earlier_boot(look, boot, booted)
+    if not probe.is_settled(look, boot, before):
         return None
     result = msgspec.structs.replace(look.result, converged=unchanged)
-    return probe.booted_before(result, moment(booted.recorded_at_s)) if booted else result
+    return probe.booted_before(result, before) if before else result
 
 
 def _with_drift(result: HostResult, look: Look | None, wanted: str) -> HostResult:

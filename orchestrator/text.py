@@ -6,7 +6,7 @@ import datetime
 
 import msgspec
 
-__all__ = ["moment", "printable", "printable_json", "printable_lines"]
+__all__ = ["ago", "moment", "printable", "printable_json", "printable_lines"]
 
 
 def printable(text: str, limit: int = 400) -> str:
@@ -39,6 +39,14 @@ def moment(seconds: float) -> str:
         return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     except (OverflowError, ValueError, OSError):  # a clock of no calendar
         return f"{seconds:g} s since 1970"
+
+
+def ago(seconds: float) -> str:
+    """How long that is, in the largest unit of which it is at least one."""
+    for unit, length_s in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length_s:
+            return f"{seconds // length_s:.0f} {unit} ago"
+    return "just now"
 
 
 def _json_escape(character: str) -> str:

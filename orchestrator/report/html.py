@@ -18,7 +18,7 @@ import msgspec
 
 from orchestrator import __version__
 from orchestrator.checks.catalogue import topics
-from orchestrator.model import Evidence, Finding, FleetFinding, HostResult, Status, Verdict
+from orchestrator.model import EarlierBoot, Evidence, Finding, FleetFinding, Guest, HostResult, Status, Verdict
 from orchestrator.report.summary import counts, replayed, worth_showing
 from orchestrator.text import moment, printable
 
@@ -143,10 +143,11 @@ def _facts(result: HostResult) -> list[tuple[str, str]]:
         ("asked through", collected.path),
         ("recorded", moment(collected.recorded_at_s) if collected.recorded_at_s is not None else ""),
     ]
-    return facts + (_seen(collected.evidence) if collected.evidence else [("no evidence", collected.problem)])
+    seen = _seen(collected.evidence, result.booted) if collected.evidence else [("no evidence", collected.problem)]
+    return facts + seen
 
 
-def _seen(evidence: Evidence) -> list[tuple[str, str]]:
+def _seen(evidence: Evidence, booted: EarlierBoot | None) -> list[tuple[str, str]]:
     system, cpu, kvm, guest = evidence.system, evidence.cpu, evidence.kvm, evidence.guest
     place = system.container or system.virtual or "bare metal"
     return [
@@ -157,5 +158,11 @@ def _seen(evidence: Evidence) -> list[tuple[str, str]]:
         ("KVM", f"works, {kvm.speed.outcome}" if kvm.execution.outcome == "works" else kvm.execution.outcome),
         ("QEMU", evidence.qemu.version or "none"),
         ("libvirt", evidence.libvirt.version or "does not answer"),
-        ("guest", " ".join(filter(None, (guest.outcome, guest.depth, guest.domain_type)))),
+        ("guest", _boot(guest, booted)),
     ]
+
+
+def _boot(guest: Guest, before: EarlierBoot | None) -> str:
+    if before:
+        return f"booted at {moment(before.at_s)}: {before.depth} {before.domain_type}"
+    return " ".join(filter(None, (guest.outcome, guest.depth, guest.domain_type)))

@@ -10,6 +10,7 @@ from orchestrator import __version__
 from orchestrator.model import (
     Contract,
     Drift,
+    EarlierBoot,
     Evidence,
     Finding,
     FleetFinding,
@@ -47,6 +48,7 @@ class HostReport(msgspec.Struct, frozen=True):
     findings: tuple[Finding, ...]
     converged: HostConverged | None
     left: tuple[Drift, ...]  # drift that the playbook left as it found it
+    booted: EarlierBoot | None  # the guest of an earlier run, where nothing changed since and none was booted again
     collected: Reached
     contract: Contract | None
     evidence: Evidence | None
@@ -91,6 +93,7 @@ def _host(result: HostResult) -> HostReport:
         findings=result.judgement.findings,
         converged=result.converged,
         left=result.left,
+        booted=result.booted,
         collected=Reached(
             collected.path,
             collected.problem,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence, Set
 
 from rich import box
@@ -10,9 +11,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.model import Evidence, Finding, FleetFinding, HostConverged, HostResult
+from orchestrator.model import EarlierBoot, Finding, FleetFinding, Guest, HostConverged, HostResult
 from orchestrator.report.summary import counts, replayed, worth_showing
-from orchestrator.text import printable
+from orchestrator.text import ago, printable
 
 __all__ = ["findings", "given_back", "pretended", "report"]
 
@@ -137,7 +138,7 @@ def _table(results: Sequence[HostResult], without: Set[str]) -> Table:
             # A narrow terminal folds what has spaces; a word in two lines cannot be read.
             table.add_column(name, no_wrap=name not in ("system", "guest", "checks"), overflow="fold")
     for result in results:
-        facts = zip(_FACTS, _facts(result.collected.evidence), strict=True)
+        facts = zip(_FACTS, _facts(result), strict=True)
         kept = [Text(printable(cell, 60)) for name, cell in facts if name not in without]
         table.add_row(Text(result.host), _word(result.judgement.verdict), *kept, _tally(result))
     return table
@@ -146,20 +147,26 @@ def _table(results: Sequence[HostResult], without: Set[str]) -> Table:
 _FACTS = ("system", "kvm", "qemu", "libvirt", "guest")
 
 
-def _facts(evidence: Evidence | None) -> tuple[str, str, str, str, str]:
+def _facts(result: HostResult) -> tuple[str, str, str, str, str]:
     """_FACTS in a word or two each; a dash where nothing is known."""
+    evidence = result.collected.evidence
     if evidence is None:
         return ("-",) * 5
-    system, kvm, guest = evidence.system, evidence.kvm, evidence.guest
+    system, kvm = evidence.system, evidence.kvm
     proof = kvm.execution.outcome
-    boot = f"{guest.outcome}, {guest.domain_type}" if guest.domain_type else guest.outcome
     return (
         f"{system.os_id} {system.os_version}".strip() or "-",
         kvm.speed.outcome if proof == "works" and kvm.speed.outcome != "unknown" else proof,
         evidence.qemu.version or "-",
         evidence.libvirt.version or "-",
-        boot,
+        _boot(evidence.guest, result.booted),
     )
+
+
+def _boot(guest: Guest, before: EarlierBoot | None) -> str:
+    if before:
+        return f"booted {ago(time.time() - before.at_s)}, {before.domain_type}"
+    return f"{guest.outcome}, {guest.domain_type}" if guest.domain_type else guest.outcome
 
 
 def _tally(result: HostResult) -> Text:

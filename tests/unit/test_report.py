@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 import xml.etree.ElementTree as ET
 
 import msgspec
@@ -12,6 +13,7 @@ from rich.console import Console
 from orchestrator.model import (
     Collected,
     Drift,
+    EarlierBoot,
     Evidence,
     Execution,
     Finding,
@@ -31,7 +33,7 @@ from orchestrator.model import (
 from orchestrator.report import html, junit, prometheus, summary, terminal
 from orchestrator.report import json as json_report
 from orchestrator.report.progress import Board
-from orchestrator.text import printable
+from orchestrator.text import moment, printable
 
 PASS = Finding("cpu.arch", "pass", "x86_64")
 FAIL = Finding("kvm.node", "fail", "/dev/kvm is absent", expected="a character device", seen="ENOENT", fix="Load kvm.")
@@ -266,6 +268,20 @@ def test_hosts_on_which_the_playbook_was_not_run_are_in_every_report():
     suites = ET.fromstring(junit.render([*unchanged, converged])).findall("testsuite")
     told = [{p.get("name"): p.get("value") for p in suite.iter("property")} for suite in suites]
     assert [properties.get("unchanged") for properties in told] == ["no drift", "no drift", None]
+
+
+def test_a_guest_that_booted_before_is_told_with_its_time():
+    booted = EarlierBoot(time.time() - 3 * 3600 - 60, "firmware", "kvm")
+    evidence = Evidence(
+        1, 0.0, 1.0, kvm=Kvm(execution=Execution("works")), guest=Guest("skipped", detail="not asked for")
+    )
+    looked = msgspec.structs.replace(result("hv1", "proven", PASS, evidence=evidence), booted=booted)
+    shown = show(terminal.report([looked]))
+    assert ("booted 3 h ago, kvm" in shown, "skipped" in shown) == (True, False)
+    page = html.render([looked], command="provision", ended_s=0.0)
+    assert f"booted at {moment(booted.at_s)}: firmware kvm" in page
+    (host,) = json.loads(json_report.render([looked], command="provision"))["hosts"]
+    assert host["booted"] == {"at_s": booted.at_s, "depth": "firmware", "domain_type": "kvm"}
 
 
 def test_what_the_playbook_left_is_in_the_json():

@@ -15,7 +15,7 @@ from orchestrator import intent, lock, rollout
 from orchestrator.checks.catalogue import explain
 from orchestrator.errors import ConvergeError, LockedError, StoreError
 from orchestrator.inventory import AnsibleOptions, Fleet, Host, Secrets
-from orchestrator.model import Boot, Collected, Drift, HostConverged, HostResult, TaskFailure
+from orchestrator.model import Boot, Collected, Drift, EarlierBoot, HostConverged, HostResult, TaskFailure
 from orchestrator.rollout import Edges
 from orchestrator.store import Run as Record
 from orchestrator.store import Store
@@ -347,6 +347,7 @@ def test_hosts_that_are_as_they_should_be_are_left_alone_and_proven_by_the_look(
     boot = next(finding for finding in run.results[0].judgement.findings if finding.check == "guest.boot")
     assert "a domain booted at 20" in boot.summary
     assert "nothing on the host changed since" in boot.summary
+    assert run.results[0].booted == EarlierBoot(before.recorded_at_s if before else 0.0, "firmware", "kvm")
     assert history.baseline("h1") == before
     last = history.last("h1")
     assert last
@@ -482,6 +483,13 @@ def test_where_nothing_drifted_nothing_is_healed(hosts: Fleet) -> None:
     run, calls = again(hosts, which="drifted")
     assert done(calls) == ["proof"]
     assert {host.outcome for host in run.converged} == {"unchanged"}
+
+
+def test_a_guest_that_booted_before_is_no_word_for_a_host_on_which_none_would_now(hosts: Fleet) -> None:
+    run, _ = again(hosts, {"kvm": {"execution": {"outcome": "broken"}}}, which="drifted")
+    assert verdicts(run) == {"h1": "failed", "h2": "failed"}
+    (boot,) = (finding for finding in run.results[0].judgement.findings if finding.check == "guest.boot")
+    assert ("booted at" in boot.summary, run.results[0].booted) == (False, None)
 
 
 def test_a_silent_host_does_not_pass_for_one_that_did_not_drift(hosts: Fleet) -> None:

@@ -1,9 +1,10 @@
 """Text from hosts, made safe to show."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.text import printable
+from orchestrator.text import ago, printable
 
 
 def test_a_terminal_escape_is_written_out():
@@ -22,3 +23,11 @@ def test_whatever_comes_in_what_goes_out_is_printable(text):
 
 def test_a_lone_surrogate_does_not_break_the_output():
     printable("\udc80 broken").encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(-5, "just now"), (59, "just now"), (60, "1 min ago"), (7199, "1 h ago"), (86400 * 400, "400 d ago")],
+)
+def test_how_long_ago_something_was_has_one_unit(seconds, words):
+    assert ago(seconds) == words
