@@ -584,10 +584,9 @@ def test_a_plan_has_no_history_to_name(run, state, monkeypatch):
 
 
 def test_the_doctor_tells_where_the_history_is_and_what_is_wrong_with_its_url_beside_all_else(run, state, monkeypatch):
-    Store().close()
-    code, out, _ = run("doctor")
-    assert out.startswith(f"history {state}/history.sqlite3: schema {SCHEMA}, 0.1 MiB\n")
-    assert run("doctor", "--store", f"sqlite:///{state}/new")[1].startswith(f"history {state}/new: nothing yet")
+    Store(f"sqlite:///{state}/fleet").close()
+    code, out, _ = run("doctor", "--store", f"sqlite:///{state}/fleet")
+    assert (code, out.splitlines()[0]) == (0, f"history {state}/fleet: schema {SCHEMA}, 0.1 MiB")
     monkeypatch.setenv("KVMFLEET_STORE", "mysql://u:sesame@db/kvmfleet")
     code, out, err = run("doctor", "--json")
     found = json.loads(out)

@@ -179,7 +179,7 @@ def test_a_run_that_was_killed_leaves_nothing_that_counts_as_made(machine: Machi
 
 
 def test_ctrl_c_ends_with_130_and_the_next_run_starts_over(machine: Machine) -> None:
-    (machine.bin / "pip").write_text(': > "$BIN/begun"; sleep 30\n')
+    (machine.bin / "pip").write_text(': > "$BIN/begun"; exec sleep 30\n')  # a child that begins later misses Ctrl-C
     running = subprocess.Popen(
         [machine.checkout / "kvmfleet"],
         env=machine.environment,
