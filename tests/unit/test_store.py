@@ -24,44 +24,20 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
+from learned import BAD, GONE, GOOD, SWAP, result, seen
 
 from orchestrator import history_db, history_engine, history_url
 from orchestrator.errors import StoreError
 from orchestrator.model import (
     Collected,
-    Contract,
-    ContractSlot,
     Drift,
-    DriftState,
-    Evidence,
     Finding,
     HostDrift,
     HostResult,
     Judgement,
-    System,
 )
 from orchestrator.store import Store
 from orchestrator.transitions import Notice, Transition, transitions
-
-GOOD = Finding("kvm.exec", "pass", "a guest executed in 0.3 ms")
-BAD = Finding("kvm.node", "fail", "/dev/kvm is absent", "a character device", "nothing", "modprobe kvm_intel")
-
-
-def result(host: str = "hv1", *found: Finding, hostname: str = "hv1", contract: str = "") -> HostResult:
-    evidence = Evidence(
-        schema=1,
-        collected_at_s=1.5,
-        duration_ms=2.5,
-        system=System(hostname=hostname),
-        contract=ContractSlot(text=contract),
-    )
-    cause = next((finding for finding in found if finding.status == "fail"), None)
-    return HostResult(
-        host,
-        Judgement("failed" if cause else "proven", found or (GOOD,), cause),
-        Collected(host, "ssh", evidence=evidence),
-        contract=Contract(schema=1, intent_digest="abc") if contract else None,
-    )
 
 
 @pytest.fixture
@@ -200,7 +176,8 @@ def test_a_run_whose_process_was_killed_is_interrupted_and_keeps_what_it_learned
     script = f"""
         import os, signal, sys
         sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from test_store import Store, result
+        from learned import result
+        from orchestrator.store import Store
         run = Store({url!r}).begin("provision")
         run.record(result("hv1"))
         os.kill(os.getpid(), signal.SIGKILL)
@@ -355,7 +332,9 @@ def test_a_full_disk_is_named_and_what_was_recorded_before_stays(tmp_path: Path)
         folder,
         "-o size=400k",
         f"""
-        from test_store import Store, StoreError, result
+        from learned import result
+        from orchestrator.errors import StoreError
+        from orchestrator.store import Store
         with Store("sqlite:///{folder}/history.sqlite3") as store:
             run = store.begin("validate")
             try:
@@ -380,7 +359,8 @@ def test_a_read_only_file_system_is_named(tmp_path: Path) -> None:
         folder,
         "-o size=1m",
         f"""
-        from test_store import Store, StoreError
+        from orchestrator.errors import StoreError
+        from orchestrator.store import Store
         try:
             Store("sqlite:///{folder}/history.sqlite3")
         except StoreError as e:
@@ -400,7 +380,8 @@ def test_a_history_that_is_read_only_is_read(tmp_path: Path, file: Path) -> None
         folder,
         "-o size=1m",
         f"""
-        from test_store import Store, StoreError
+        from orchestrator.errors import StoreError
+        from orchestrator.store import Store
         with Store("sqlite:///{folder}/history.sqlite3") as store:
             print(store.hosts(), bool(store.expectation("hv1")))
             try:
@@ -440,14 +421,6 @@ def test_a_changed_contract_has_another_digest(store: Store) -> None:
 
 
 # --- drift
-
-
-def seen(*items: Drift, state: DriftState = "drifted", host: str = "hv1") -> HostDrift:
-    return HostDrift(host, state, items=items)
-
-
-SWAP = Drift("sysctl:vm.swappiness", "10", "60")
-GONE = Drift("package:swtpm", "0.7", None)
 
 
 def test_since_when_is_when_it_was_first_seen_so(store: Store) -> None:
@@ -688,7 +661,8 @@ def test_a_snapshot_of_another_edition_is_taken_again_from_the_evidence(store: S
 WRITES = """
     import sys
     sys.path.insert(0, {here!r})
-    from test_store import SWAP, Store, result, seen
+    from learned import SWAP, result, seen
+    from orchestrator.store import Store
     with Store({url!r}) as store:
         print("go", flush=True)
         for n in range(100000):
