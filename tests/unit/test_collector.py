@@ -46,7 +46,7 @@ MODULES = sorted(Path(shell.__file__).parent.glob("*.py"))
 
 def pythons() -> list[str]:
     """Interpreters of other versions: in the search path, and those that pyenv keeps."""
-    found = [path for minor in range(6, 16) if (path := shutil.which(f"python3.{minor}"))]
+    found = [path for minor in range(6, 16) if (path := shutil.which(f"python3.{minor}")) and not is_script(path)]
     kept = sorted(Path.home().glob(".pyenv/versions/3.*/bin/python3"))
     works = [
         path
@@ -54,6 +54,11 @@ def pythons() -> list[str]:
         if not subprocess.run([path, "-c", ""], capture_output=True).returncode
     ]
     return sorted(set(works)) or [sys.executable]
+
+
+def is_script(path: str) -> bool:
+    """As the shims of pyenv are, which take long to say that they stand for nothing."""
+    return Path(path).read_bytes()[:2] == b"#!"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
