@@ -247,17 +247,21 @@ def history(url: str = "") -> tuple[History, Sequence[Problem]]:
         place = history_url.chosen(url)
     except StoreError as e:
         return History(), [Problem("error", e.message, e.hint)]  # every command ends with it
-    kept, file = History(history_url.name(place)), history_url.file(place)
-    elsewhere = list(folder(file.parent, STATE_MIB, level="warning")) if file and file != paths.history() else []
-    if file and not file.exists():
-        return History(kept.where, 0, 0), elsewhere
-    if file and (why := salvage.damage(file)) and salvage.ours(file):
-        return kept, [*elsewhere, _damage(file, why)]
+    where, file = history_url.name(place), history_url.file(place)
+    problems: list[Problem] = []
     try:
-        schema, size_bytes = history_engine.measure(place)
+        if file and file != paths.history():
+            problems += folder(file.parent, STATE_MIB, level="warning")
+        if file and not file.exists():
+            return History(where, 0, 0), problems
+        if file and (why := salvage.damage(file)) and salvage.ours(file):
+            return History(where), [*problems, _damage(file, why)]
+        return History(where, *history_engine.measure(place)), problems
     except StoreError as e:
-        return kept, [*elsewhere, Problem("warning", e.message, e.hint)]
-    return History(kept.where, schema, size_bytes), elsewhere
+        return History(where), [*problems, Problem("warning", e.message, e.hint)]
+    except OSError as e:
+        fix = "Name a place that you can write, with --store or KVMFLEET_STORE."
+        return History(where), [*problems, Problem("warning", f"history {where}: {e.strerror}.", fix)]
 
 
 def _damage(file: Path, why: str) -> Problem:

@@ -110,7 +110,7 @@ def _opened_or_made(place: sa.URL, file: Path) -> sa.Engine:
         return _opened(place)
     except StoreError as e:
         if made:
-            file.unlink()  # else the next run would take it for a history that was lost
+            salvage.discard(file)  # else the next run would take it for one that was damaged
         elif isinstance(e, UnwritableError) and (engine := _opened_to_read(place, file, e)):
             return engine
         raise
@@ -281,7 +281,7 @@ _SQLITE_HINTS = {
 }
 _UNWRITABLE = (
     *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM),
-    sqlite3.SQLITE_IOERR,
+    *(sqlite3.SQLITE_IOERR, "25006", "53100"),  # the last two are PostgreSQL's: it only reads, its disk is full
 )
 
 # Codes of PostgreSQL, or the class that they begin with (https://www.postgresql.org/docs/current/errcodes-appendix.html).
@@ -309,6 +309,7 @@ def _explained(url: sa.URL) -> Iterator[None]:
         code = sqlite3.SQLITE_FULL if full else code & 0xFF  # the upper bits only say more of the same
         why = "database or disk is full" if full else " ".join(printable(str(e.orig)).split())
         hint = (_SQLITE_HINTS.get(code) or _postgresql_hint(e.orig)).format(name=name)
+        code = code or getattr(e.orig, "sqlstate", None)
         kind = DamagedError if code in salvage.DAMAGE else UnwritableError if code in _UNWRITABLE else StoreError
         raise kind(f"history {name}: {why}", hint=hint) from e
     except (sa.exc.SQLAlchemyError, ImportError) as e:

@@ -469,7 +469,7 @@ class _History:
     def keep(self, results: Sequence[HostResult]) -> tuple[KvmfleetError, ...]:
         """A host is its own baseline once the playbook finished on it and it was found good."""
         if self._problem:
-            return (*self._notes, self._problem)
+            return (*self._notes, _unkept(self._problem))
         try:
             for result in results:
                 good = result.judgement.verdict in ("proven", "degraded")
@@ -483,7 +483,7 @@ class _History:
     def leave(self, hosts: Iterable[str]) -> tuple[KvmfleetError, ...]:
         """These hosts are no KVM hosts any more, so there is nothing that they should be like."""
         if self._problem:
-            return (*self._notes, self._problem)
+            return (*self._notes, _unkept(self._problem))
         try:
             for host in hosts:
                 self._run.forget_baseline(host)
@@ -500,8 +500,10 @@ class _Past:
         self._store = store
         self._notes: dict[str, KvmfleetError] = {note.message: note for note in store.notes}
         self._run: Record | None = None
-        with self._noted():
+        try:
             self._run = store.begin("drift")
+        except StoreError as e:
+            self._notes[e.message] = _unkept(e)
 
     def compare(self, collected: Collected, wanted: str) -> HostDrift:
         """`wanted` is the digest of what the inventory wants of the host now."""
@@ -535,6 +537,10 @@ class _Past:
             yield
         except StoreError as e:
             self._notes.setdefault(e.message, e)
+
+
+def _unkept(error: StoreError) -> StoreError:
+    return type(error)(f"{error.message.rstrip('.')}, so nothing of this run is kept.", hint=error.hint)
 
 
 def _known(store: Store, fleet: Fleet) -> Mapping[str, Known]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from orchestrator import paths
 from orchestrator.text import printable
 
-__all__ = ["DAMAGE", "alone", "damage", "left", "ours", "set_aside"]
+__all__ = ["DAMAGE", "alone", "damage", "discard", "left", "ours", "set_aside"]
 
 DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 MAGIC = b"SQLite format 3\0"
@@ -66,6 +66,12 @@ def set_aside(file: Path, now_s: float | None = None) -> Path | None:
         if (part := file.with_name(file.name + suffix)).exists():
             part.rename(moved.with_name(moved.name + suffix))
     return moved
+
+
+def discard(file: Path) -> None:
+    """Removes a history that could not be begun, and what SQLite keeps beside it."""
+    for suffix in BESIDE:
+        file.with_name(file.name + suffix).unlink(missing_ok=True)
 
 
 def left(file: Path) -> Path | None:

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from orchestrator import __version__, drift, history_engine, history_url, identity, processes, salvage, snapshot
 from orchestrator.drift import Baseline
-from orchestrator.errors import StoreError, UnwritableError
+from orchestrator.errors import StoreError
 from orchestrator.history_db import (
     acceptances,
     baselines,
@@ -169,19 +169,16 @@ class Store:
 
     def begin(self, command: str, *, started_at_s: float | None = None) -> Run:
         """`command` is its name, such as `provision`, never its arguments: they may hold a secret."""
-        try:
-            with history_engine.writing(self._engine) as connection:
-                run_id = _insert(
-                    connection, runs,
-                    command=command,
-                    user=identity.user(),
-                    controller=os.uname().nodename,
-                    process=_process(os.getpid()),
-                    kvmfleet=__version__,
-                    started_at_s=time.time() if started_at_s is None else started_at_s,
-                )  # fmt: skip
-        except UnwritableError as e:
-            raise UnwritableError(f"{e.message}, so nothing of this run is kept", hint=e.hint) from e
+        with history_engine.writing(self._engine) as connection:
+            run_id = _insert(
+                connection, runs,
+                command=command,
+                user=identity.user(),
+                controller=os.uname().nodename,
+                process=_process(os.getpid()),
+                kvmfleet=__version__,
+                started_at_s=time.time() if started_at_s is None else started_at_s,
+            )  # fmt: skip
         return Run(self._engine, run_id)
 
     def runs(self, limit: int = 20) -> tuple[PastRun, ...]:

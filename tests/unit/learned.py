@@ -1,6 +1,9 @@
-"""What runs learned about hosts, for tests of what is kept of it; needs nothing that only tests need."""
+"""What runs learned about hosts, and disks without room; needs nothing that only tests need, so it starts fast."""
 
 from __future__ import annotations
+
+import contextlib
+from pathlib import Path
 
 from orchestrator.model import (
     Collected,
@@ -42,3 +45,12 @@ def result(host: str = "hv1", *found: Finding, hostname: str = "hv1", contract: 
 
 def seen(*items: Drift, state: DriftState = "drifted", host: str = "hv1") -> HostDrift:
     return HostDrift(host, state, items=items)
+
+
+def fill(folder: Path) -> None:
+    """To the last byte."""
+    with (folder / "filler").open("wb", buffering=0) as opened:
+        for size in (1 << 16, 512, 1):
+            with contextlib.suppress(OSError):
+                while opened.write(bytes(size)):
+                    pass

@@ -239,6 +239,8 @@ def test_a_history_elsewhere_is_the_one_that_is_looked_at(state: Path, tmp_path:
     assert "not a database" in found[0].what
     (problem,) = doctor.history(f"sqlite:///{tmp_path}/notes/fleet.sqlite3")[1]
     assert "cannot be written" in problem.what
+    (problem,) = doctor.history(f"sqlite:///{tmp_path}/{'x' * 300}")[1]
+    assert "File name too long" in problem.what
 
 
 def test_a_history_of_another_version_is_told_and_left_as_it_is(state: Path) -> None:

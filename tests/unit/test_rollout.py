@@ -183,7 +183,7 @@ def test_a_full_disk_costs_the_record_and_not_the_results() -> None:
 
     run = rollout.provision(fleet("h1"), OPTIONS, edges=world()._replace(store=full))
     assert verdicts(run) == {"h1": "proven"}
-    assert [note.message for note in run.notes] == ["history: no space left"]
+    assert [note.message for note in run.notes] == ["history: no space left, so nothing of this run is kept."]
 
 
 def test_a_disk_that_fills_up_meanwhile_costs_the_record_and_not_the_results() -> None:
@@ -456,7 +456,7 @@ def test_without_a_history_every_host_is_converged(hosts: Fleet) -> None:
     edges = world(answers=told(hosts), calls=calls)._replace(store=full)
     run = rollout.provision(hosts, OPTIONS, edges=edges)
     assert done(calls) == ["converge", "firmware"]
-    assert [note.message for note in run.notes] == ["history: no space left"]
+    assert [note.message for note in run.notes] == ["history: no space left, so nothing of this run is kept."]
     with pytest.raises(StoreError):
         rollout.provision(hosts, OPTIONS, which="drifted", edges=edges)
 

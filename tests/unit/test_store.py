@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import sqlite3
@@ -27,7 +26,7 @@ from hypothesis import strategies as st
 from learned import BAD, GONE, GOOD, SWAP, result, seen
 
 from orchestrator import history_db, history_engine, history_url
-from orchestrator.errors import StoreError
+from orchestrator.errors import StoreError, UnwritableError
 from orchestrator.model import (
     Collected,
     Drift,
@@ -393,8 +392,19 @@ def test_a_history_that_is_read_only_is_read(tmp_path: Path, file: Path) -> None
     )
     known, message, hint = said.splitlines()
     assert known == "('hv1',) True"
-    assert message.endswith("so nothing of this run is kept")
+    assert message.startswith(f"history {folder}/history.sqlite3: ")
     assert "KVMFLEET_STATE_DIR" in hint
+
+
+def test_a_server_that_only_reads_is_read(server: str) -> None:
+    url = postgresql.new_database(server)
+    with Store(url) as store:
+        store.begin("provision").record(result("hv1"), baseline=True)
+    with Store(f"{url}%20-cdefault_transaction_read_only%3Don") as store:
+        assert store.expectation("hv1")
+        with pytest.raises(UnwritableError, match="read-only") as caught:
+            store.begin("drift")
+        assert "Name the one that writes" in caught.value.hint
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -745,7 +755,8 @@ FULL_FROM_THE_START = """
     file = Path("{folder}/history.sqlite3")
     os.environ |= {{"KVMFLEET_STORE": f"sqlite:///{{file}}", "KVMFLEET_STATE_DIR": "{elsewhere}"}}
     from test_rollout import FLAGS, OPTIONS, fleet, rollout, told, world
-    from test_store import Store, StoreError, execute, fill, left_by_a_killed_run
+    from learned import fill
+    from test_store import Store, StoreError, execute, left_by_a_killed_run
     hosts = fleet("h1", "h2", "h3")
     good = told(hosts)
     rollout.provision(hosts, OPTIONS, edges=world(answers=good))
@@ -780,15 +791,6 @@ RUNS = """
 """
 
 
-def fill(folder: Path) -> None:
-    """To the last byte."""
-    with (folder / "filler").open("wb", buffering=0) as opened:
-        for size in (1 << 16, 512, 1):
-            with contextlib.suppress(OSError):
-                while opened.write(bytes(size)):
-                    pass
-
-
 def left_by_a_killed_run(file: Path) -> None:
     """Moves all that was written last into the journal, where only somebody who reads it finds it."""
     whole = file.read_bytes()
@@ -805,7 +807,7 @@ def test_a_disk_that_is_full_from_the_start_costs_the_record_and_no_answer(tmp_p
     script = (FULL_FROM_THE_START + RUNS).format(folder=folder, elsewhere=tmp_path, before=before)
     said = iter(in_a_mount(folder, "-o size=2m", script).splitlines())
     why = f"history {folder}/history.sqlite3: database or disk is full"
-    unkept = [f"{why}, so nothing of this run is kept", "Free some space there, then run the command again. | 1"]
+    unkept = [f"{why}, so nothing of this run is kept.", "Free some space there, then run the command again. | 1"]
     for report in ("['drifted', 'drifted', 'drifted'] True", str(["proven"] * 3), str(["unchanged"] * 3)):
         assert [next(said), next(said), next(said)] == [report, *unkept]
     assert [next(said), next(said)] == [why, unkept[1]]
@@ -815,39 +817,58 @@ def test_a_disk_that_is_full_from_the_start_costs_the_record_and_no_answer(tmp_p
     assert list(said) == [str(["drift", *kept]), "[('ok',)]"]
 
 
-OLDER = 'execute(f"sqlite:///{file}", "DROP TABLE carried", "UPDATE schema_version SET version = 4")'
-
-
-@pytest.mark.parametrize("before", [OLDER, "file.unlink()"], ids=["an older one", "none"])
-def test_a_full_disk_and_no_history_that_can_be_read_end_a_drift_check(tmp_path: Path, before: str) -> None:
-    folder = tmp_path / "small"
-    script = FULL_FROM_THE_START.format(folder=folder, elsewhere=tmp_path, before=before)
-    script += """
-    was_there = file.exists()
-    try:
-        rollout.watch(hosts, OPTIONS, edges=world(answers=good))
-    except StoreError as e:
-        print(e)
-    print(file.exists() == was_there)  # else the next run would call an empty one damaged
-    """
-    message, hint, left = in_a_mount(folder, "-o size=2m", script).splitlines()
-    assert message == f"history {folder}/history.sqlite3: database or disk is full"
+@pytest.mark.parametrize("version", [None, history_db.SCHEMA - 1], ids=["none", "an older one"])
+def test_a_full_disk_without_a_history_that_could_be_read_is_named(tmp_path: Path, version: int | None) -> None:
+    file = tmp_path / "small" / "history.sqlite3"
+    said = in_a_mount(
+        file.parent,
+        "-o size=1m",
+        f"""
+        import sqlite3
+        from pathlib import Path
+        from learned import fill
+        from orchestrator.errors import StoreError
+        from orchestrator.store import Store
+        if {version}:
+            Store("sqlite:///{file}").close()
+            with sqlite3.connect("{file}") as connection:
+                connection.execute("UPDATE schema_version SET version = {version}")
+            connection.close()
+        fill(Path("{file.parent}"))
+        try:
+            Store("sqlite:///{file}")
+        except StoreError as e:
+            print(e)
+        print(sorted(path.name for path in Path("{file.parent}").iterdir()))
+        """,
+    )
+    message, hint, left = said.splitlines()
+    assert message == f"history {file}: database or disk is full"
     assert "Free some space" in hint
-    assert left == "True"
+    if version is None:
+        assert left == "['filler']", "the next run would take an empty one for one that was damaged"
 
 
 def overwritten(content: bytes, start: int, length: int) -> bytes:
     return content[:start] + random.Random(1).randbytes(length) + content[start + length :]
 
 
-@pytest.fixture
-def filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A history where kvmfleet keeps its own."""
-    monkeypatch.setenv("KVMFLEET_STATE_DIR", str(tmp_path))
-    with Store() as store:
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A history of some pages."""
+    file = tmp_path_factory.mktemp("good") / "history.sqlite3"
+    with Store(f"sqlite:///{file}") as store:
         run = store.begin("provision")
         for n in range(60):
             run.record(result(f"hv{n}"), baseline=True)
+    return file.read_bytes()
+
+
+@pytest.fixture
+def filled(good: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same where kvmfleet keeps its own."""
+    monkeypatch.setenv("KVMFLEET_STATE_DIR", str(tmp_path))
+    (tmp_path / "history.sqlite3").write_bytes(good)
     return tmp_path / "history.sqlite3"
 
 
