@@ -133,8 +133,8 @@ def test_a_lab_that_is_not_there_exits_1_with_what_to_do(run, state):
 
 def test_unprovision_does_not_go_on_without_a_yes(run, state, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO())
-    (state / "hosts.ini").write_text("[kvm_hosts]\nhv1.example\n")
-    code, out, err = run("unprovision", "-i", state / "hosts.ini")
+    monkeypatch.setattr(inventory, "load", lambda _options: Fleet((Host("hv1.example", "hv1.example"),), ()))
+    code, out, err = run("unprovision")
     assert (code, out) == (1, "")
     assert "needs a yes" in err
     assert "--yes, or --dry-run" in err
@@ -176,22 +176,24 @@ def test_completion_prints_a_script_for_each_shell(run, shell, word):
     assert word in out
 
 
-def completed(typed):
+@pytest.fixture
+def completed(run, monkeypatch):
     """What completion offers for the last word."""
-    environment = os.environ | {
-        "_KVMFLEET_COMPLETE": "bash_complete",
-        "COMP_WORDS": f"kvmfleet {typed}",
-        "COMP_CWORD": str(len(typed.split(" "))),
-    }
-    done = subprocess.run(COMMAND, env=environment, capture_output=True, text=True, check=False)
-    return [line.removeprefix("plain,") for line in done.stdout.splitlines() if line]
+
+    def call(typed):
+        monkeypatch.setenv("_KVMFLEET_COMPLETE", "bash_complete")
+        monkeypatch.setenv("COMP_WORDS", f"kvmfleet {typed}")
+        monkeypatch.setenv("COMP_CWORD", str(len(typed.split(" "))))
+        return [line.removeprefix("plain,") for line in run()[1].splitlines() if line]
+
+    return call
 
 
-def test_completion_offers_checks():
+def test_completion_offers_checks(completed):
     assert completed("explain kvm.e") == ["kvm.exec"]
 
 
-def test_completion_offers_hosts_and_faults_and_to_heal_only_what_is_broken(state):
+def test_completion_offers_hosts_and_faults_and_to_heal_only_what_is_broken(state, completed):
     host = LabHost("lab-1", 1, "debian-12", "192.0.2.11", faults=("kvm-gone",))
     record.folder_of("lab").mkdir(parents=True)
     record.write(Lab(name="lab", id="0", provider="container", subnet="192.0.2.0/24", created_at_s=0.0, hosts=(host,)))
@@ -561,11 +563,11 @@ def test_waivers_beside_the_inventory_are_read_before_any_host_is_asked(run, sta
 @pytest.mark.parametrize("typed", [(), ("--active",)])
 def test_a_volume_is_made_on_a_host_only_when_that_was_asked_for(run, state, monkeypatch, typed):
     asked = []
+    monkeypatch.setattr(inventory, "load", lambda _options: Fleet((Host("hv1", "hv1"),), ()))
     monkeypatch.setattr(
         rollout, "validate", lambda _fleet, _options, *, boot, **more: asked.append(boot) or Run((RESULT,))
     )
-    (state / "hosts.ini").write_text("[kvm_hosts]\nhv1\n")
-    assert run("validate", "-i", state / "hosts.ini", *typed)[0] == 0
+    assert run("validate", *typed)[0] == 0
     assert [boot.active for boot in asked] == [bool(typed)]
 
 
