@@ -10,10 +10,10 @@ from typing import NamedTuple
 import msgspec
 
 from orchestrator import intent, inventory
+from orchestrator.history.store import Store
 from orchestrator.inventory import AnsibleOptions
 from orchestrator.judge import read_contract
 from orchestrator.model import Collected, Evidence, HostResult, Judgement
-from orchestrator.store import Store
 
 __all__ = ["Access", "Target", "remember", "write_inventory"]
 

@@ -21,8 +21,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from orchestrator import history_engine, history_url, paths, pki, salvage
+from orchestrator import paths, pki
 from orchestrator.errors import LabError, PkiError, StoreError
+from orchestrator.history import address, database, salvage
 from orchestrator.lab import accelerator, prerequisites
 from orchestrator.text import printable
 
@@ -244,10 +245,10 @@ def folder(path: Path, need_mib: int, *, level: Level) -> Iterator[Problem]:
 def history(url: str = "") -> tuple[History, Sequence[Problem]]:
     """The history that a run would take; most go on without one. One that is still to be made is no problem."""
     try:
-        place = history_url.chosen(url)
+        place = address.chosen(url)
     except StoreError as e:
         return History(), [Problem("error", e.message, e.hint)]  # every command ends with it
-    where, file = history_url.name(place), history_url.file(place)
+    where, file = address.name(place), address.file(place)
     problems: list[Problem] = []
     try:
         if file and file != paths.history():
@@ -256,7 +257,7 @@ def history(url: str = "") -> tuple[History, Sequence[Problem]]:
             return History(where, 0, 0), problems
         if file and (why := salvage.damage(file)) and salvage.ours(file):
             return History(where), [*problems, _damage(file, why)]
-        return History(where, *history_engine.measure(place)), problems
+        return History(where, *database.measure(place)), problems
     except StoreError as e:
         return History(where), [*problems, Problem("warning", e.message, e.hint)]
     except OSError as e:

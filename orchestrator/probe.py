@@ -11,6 +11,7 @@ import msgspec
 
 from orchestrator import snapshot
 from orchestrator.drift import Baseline
+from orchestrator.history.store import PastResult
 from orchestrator.inventory import Host
 from orchestrator.model import (
     Boot,
@@ -22,7 +23,6 @@ from orchestrator.model import (
     HostResult,
     Verdict,
 )
-from orchestrator.store import PastResult
 from orchestrator.text import moment
 
 __all__ = ["Known", "Look", "Which", "booted_before", "earlier_boot", "is_settled", "spared", "told"]

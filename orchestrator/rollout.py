@@ -14,6 +14,8 @@ from orchestrator.checks.host import CONVERGED, DRIFT
 from orchestrator.collect import collect, stream
 from orchestrator.converge import Progress, converge
 from orchestrator.errors import KvmfleetError, StoreError, UnwritableError
+from orchestrator.history.store import PastResult, Store
+from orchestrator.history.store import Run as Record
 from orchestrator.inventory import AnsibleOptions, Fleet, Host, Secrets
 from orchestrator.judge import judge, judge_fleet, read_contract, silence
 from orchestrator.model import (
@@ -32,8 +34,6 @@ from orchestrator.model import (
 )
 from orchestrator.probe import Known, Look, Which
 from orchestrator.recording import Recording
-from orchestrator.store import PastResult, Store
-from orchestrator.store import Run as Record
 from orchestrator.text import printable
 from orchestrator.waivers import Waivers
 

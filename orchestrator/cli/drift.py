@@ -18,8 +18,8 @@ from orchestrator.cli.output import Reports, board, complain, console, log, prin
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
+    from orchestrator.history.store import Store
     from orchestrator.model import Drift, HostDrift
-    from orchestrator.store import Store
 
 __all__ = ["drift", "history"]
 

@@ -11,9 +11,9 @@ from orchestrator.cli.options import open_store
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.destinations import Destination
     from orchestrator.errors import KvmfleetError
     from orchestrator.model import HostDrift
+    from orchestrator.notify.destinations import Destination
 
 __all__ = ["destinations", "notify", "notify_options", "tell"]
 
@@ -41,7 +41,7 @@ def notify_options(command: F) -> F:
 
 def destinations(file: str | None) -> tuple[Destination, ...]:
     """Those that the user named. Raises UsageError."""
-    from orchestrator import destinations
+    from orchestrator.notify import destinations
 
     return destinations.read(file)
 
@@ -52,9 +52,9 @@ def tell(
     """Gives what went wrong."""
     if not to:
         return ()
-    from orchestrator import notify
+    from orchestrator.notify import telling
 
-    return notify.tell(hosts, to, after=after, inventory=inventory, store=open_store)
+    return telling.tell(hosts, to, after=after, inventory=inventory, store=open_store)
 
 
 @click.group()
@@ -74,9 +74,9 @@ def test(file: str | None) -> None:
         raise UsageError(
             "There is nobody to send a test to.", hint="Name a file that holds apprise URLs, or set KVMFLEET_NOTIFY."
         )
-    from orchestrator import notify
+    from orchestrator.notify import telling
 
-    sent = notify.try_out(to)
+    sent = telling.try_out(to)
     for one, problem in sent.items():
         click.echo(f"{one.place}: {f'not sent: {problem}' if problem else 'sent'}")
     raise SystemExit(int(any(sent.values())))

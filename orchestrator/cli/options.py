@@ -18,9 +18,9 @@ from orchestrator.errors import StoreError, UsageError
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from orchestrator.history.store import Store
     from orchestrator.inventory import AnsibleOptions, Secrets
     from orchestrator.model import Boot
-    from orchestrator.store import Store
 
 __all__ = [
     "BootType",
@@ -58,9 +58,9 @@ def _keep_store(context: click.Context, _option: click.Parameter, url: str | Non
     if context.resilient_parsing or not (url or os.environ.get("KVMFLEET_STORE")):
         context.meta[STORE] = url
         return url
-    from orchestrator import history_url
+    from orchestrator.history import address
 
-    if history_url.secret(history_url.chosen(url)) and url:
+    if address.secret(address.chosen(url)) and url:
         raise UsageError(
             "--store holds a password, which every user of this machine can see in the list of processes.",
             hint="Leave it out: libpq reads ~/.pgpass, PGPASSFILE and service files. Or set KVMFLEET_STORE to the URL.",
@@ -84,7 +84,7 @@ def store_url() -> str:
 
 def open_store() -> Store:
     """The history that --store, else KVMFLEET_STORE names; every command opens it here."""
-    from orchestrator.store import Store
+    from orchestrator.history.store import Store
 
     return Store(store_url())
 

@@ -20,8 +20,8 @@ from orchestrator.errors import KvmfleetError, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.inventory import Fleet
-    from orchestrator.schedule import Status
-    from orchestrator.units import Schedule, Scope, Times
+    from orchestrator.schedule.jobs import Status
+    from orchestrator.schedule.units import Schedule, Scope, Times
 
 __all__ = ["schedule"]
 
@@ -50,13 +50,13 @@ WORDS = {
 
 
 def _complete_name(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
-    from orchestrator import schedule as job
+    from orchestrator.schedule import jobs
 
-    return [one.name for one in job.installed(job.Systemd.of(_own_scope())) if one.name.startswith(typed)]
+    return [one.name for one in jobs.installed(jobs.Systemd.of(_own_scope())) if one.name.startswith(typed)]
 
 
 def _checked_name(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    from orchestrator.schedule import NAME
+    from orchestrator.schedule.jobs import NAME
 
     if not NAME.fullmatch(value):
         raise UsageError(f"--name {value!a} is no name.", hint="Use up to 40 letters, digits, '-' and '_'.")
@@ -103,8 +103,7 @@ def install(
     Runs that were missed while this machine was off are caught up. Once more under the same name changes what is there.
     What the runs need is looked at now; nobody will be there to type a password.
     """
-    from orchestrator import schedule as job
-    from orchestrator import units
+    from orchestrator.schedule import jobs, units
 
     times = _times(every, calendar, print_cron)
     _refuse_prompts(given)
@@ -113,12 +112,12 @@ def install(
     if print_cron and times:
         _print_cron(made, times, variables)
     elif print_units:
-        systemd = job.Systemd.of(made.scope)
+        systemd = jobs.Systemd.of(made.scope)
         for kind, text in (("service", units.service(made)), ("timer", units.timer(made))):
             click.echo(f"# {systemd.folder / made.unit}.{kind}\n{text}")
     else:
         _require_root(made.scope)
-        for change in job.install(made, variables, job.Systemd.of(made.scope)) or ("unchanged",):
+        for change in jobs.install(made, variables, jobs.Systemd.of(made.scope)) or ("unchanged",):
             click.echo(f"{name}: {change}", err=True)
     for note in _notes(made, fleet, given, cron=print_cron):
         click.echo(f"note: {note}", err=True)
@@ -132,10 +131,10 @@ def run(context: click.Context, /, name: str, **_given: Any) -> None:
 
     This is what timers and crontabs start. Exit codes are those of drift, and 1 where a run of the same name goes on.
     """
-    from orchestrator import schedule as job
+    from orchestrator.schedule import jobs
 
     words = list(_words(context))
-    raise SystemExit(job.recorded(name, lambda: _drift(words)))
+    raise SystemExit(jobs.recorded(name, lambda: _drift(words)))
 
 
 @schedule.command("run-now")
@@ -148,20 +147,20 @@ def run_now(name: str, scope: Scope | None) -> None:
     """
     import time
 
-    from orchestrator import schedule as job
+    from orchestrator.schedule import jobs
 
-    systemd = job.Systemd.of(scope or _own_scope())
-    found = job.find(name, systemd)
-    since_s = job.status(found, systemd).running_since_s
+    systemd = jobs.Systemd.of(scope or _own_scope())
+    found = jobs.find(name, systemd)
+    since_s = jobs.status(found, systemd).running_since_s
     if since_s:
         click.echo(f"{found.name}: is running already; waiting for that run", err=True)
     began_s = since_s or time.time()
     try:
-        code = job.start(found, systemd)
+        code = jobs.start(found, systemd)
     except KeyboardInterrupt:
         click.echo(f"{found.name}: goes on by itself; its result will be in: kvmfleet schedule status", err=True)
         raise
-    click.echo(job.said(found, systemd, began_s), nl=False)
+    click.echo(jobs.said(found, systemd, began_s), nl=False)
     raise SystemExit(code)
 
 
@@ -175,11 +174,11 @@ def status(name: str, scope: Scope | None, as_json: bool) -> None:
     Exit codes: 0 in sync; 2 a host drifted; 1 it cannot be told: there is no schedule, it has not run yet, its last
     run could not tell, or its timer is off.
     """
-    from orchestrator import schedule as job
+    from orchestrator.schedule import jobs
 
-    systemd = job.Systemd.of(scope or _own_scope())
-    chosen = [job.find(name, systemd)] if name else job.installed(systemd) or [job.find(name, systemd)]
-    found = [job.status(one, systemd) for one in chosen]
+    systemd = jobs.Systemd.of(scope or _own_scope())
+    chosen = [jobs.find(name, systemd)] if name else jobs.installed(systemd) or [jobs.find(name, systemd)]
+    found = [jobs.status(one, systemd) for one in chosen]
     if as_json:
         print_json(found)
     else:
@@ -194,12 +193,12 @@ def status(name: str, scope: Scope | None, as_json: bool) -> None:
 @scope_option
 def remove(name: str, scope: Scope | None) -> None:
     """Stop a schedule and take away all that was made for it. The history of its runs stays."""
-    from orchestrator import schedule as job
+    from orchestrator.schedule import jobs
 
-    systemd = job.Systemd.of(scope or _own_scope())
-    found = job.find(name, systemd)
+    systemd = jobs.Systemd.of(scope or _own_scope())
+    found = jobs.find(name, systemd)
     _require_root(found.scope)
-    left = job.remove(found, systemd)
+    left = jobs.remove(found, systemd)
     click.echo(f"{found.name}: removed", err=True)
     for path in left:
         click.echo(f"note: {path} is not ours and stays", err=True)
@@ -227,8 +226,7 @@ def _require_root(scope: Scope) -> None:
 
 def _times(every: str | None, calendar: str | None, cron: bool) -> Times | None:
     """What --every means; None for --calendar, which systemd has checked then."""
-    from orchestrator import schedule as job
-    from orchestrator import units
+    from orchestrator.schedule import jobs, units
 
     if bool(every) == bool(calendar):
         raise UsageError("When should it run?", hint="Give --every, such as --every 1h, or --calendar; one of them.")
@@ -236,7 +234,7 @@ def _times(every: str | None, calendar: str | None, cron: bool) -> Times | None:
         return units.every(every)
     if cron:
         raise UsageError("--print-cron: cron does not know the calendar of systemd.", hint="Use --every.")
-    job.calendar(calendar or "")
+    jobs.calendar(calendar or "")
     return None
 
 
@@ -261,7 +259,8 @@ def _made(
     context: click.Context, name: str, scope: Scope, fleet: Fleet, every: str, when: Times | str
 ) -> tuple[Schedule, dict[str, str]]:
     """The schedule, and the environment of its runs."""
-    from orchestrator import paths, units
+    from orchestrator import paths
+    from orchestrator.schedule import units
 
     sealed = all(host.connection == "ssh" for host in fleet.hosts)
     state = paths.state().absolute()
@@ -377,7 +376,7 @@ def refuse_passing(place: str) -> None:
 
 
 def _print_cron(made: Schedule, times: Times, variables: Mapping[str, str]) -> None:
-    from orchestrator import units
+    from orchestrator.schedule import units
 
     line = units.crontab(made, times.cron, {name: variables[name] for name in variables if _may_be_shown(name)})
     if len(line) > LONGEST_LINE:

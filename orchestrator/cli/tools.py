@@ -64,7 +64,7 @@ def doctor(as_json: bool) -> None:
 
 def _known(history: History) -> str:
     """What there is, in words."""
-    from orchestrator.history_db import SCHEMA
+    from orchestrator.history.tables import SCHEMA
 
     if history.schema is None or history.size_bytes is None:
         return "does not open for writing"

@@ -14,9 +14,9 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.history.store import Acceptance, PastResult, PastRun
 from orchestrator.model import Drift, DriftState, HostDrift
 from orchestrator.snapshot import ABSENT, owner
-from orchestrator.store import Acceptance, PastResult, PastRun
 from orchestrator.text import printable, printable_lines
 
 __all__ = ["STATES", "Asked", "exit_code", "heal", "past_host", "past_runs", "report"]

@@ -22,13 +22,13 @@ from orchestrator.cli.main import cli, main
 from orchestrator.cli.options import PROFILES, BootType
 from orchestrator.cli.output import Output, Reports
 from orchestrator.errors import Interrupted, KvmfleetError
-from orchestrator.history_db import SCHEMA
+from orchestrator.history.store import Store
+from orchestrator.history.tables import SCHEMA
 from orchestrator.inventory import Fleet, Host
 from orchestrator.lab import record
 from orchestrator.lab.record import Lab, LabHost
 from orchestrator.model import Boot, Collected, Drift, Finding, HostConverged, HostDrift, HostResult, Judgement, Profile
 from orchestrator.rollout import Run
-from orchestrator.store import Store
 
 COMMAND = [sys.executable, "-P", "-m", "orchestrator"]
 PACKAGE = {"PYTHONPATH": str(Path(orchestrator.__file__).parents[1])}  # for a test that stands elsewhere

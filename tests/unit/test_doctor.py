@@ -17,10 +17,11 @@ from typing import Any
 import postgresql
 import pytest
 
-from orchestrator import doctor, history_db, pki
+from orchestrator import doctor, pki
 from orchestrator.errors import LabError
+from orchestrator.history import tables
+from orchestrator.history.store import Store
 from orchestrator.lab.accelerator import Accelerator
-from orchestrator.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -227,7 +228,7 @@ def test_a_good_history_and_none_at_all_are_no_problem(state: Path) -> None:
     assert not file.exists()
     with Store() as store:
         store.begin("validate").finish("ok")
-    assert doctor.history() == (doctor.History(str(file), history_db.SCHEMA, file.stat().st_size), [])
+    assert doctor.history() == (doctor.History(str(file), tables.SCHEMA, file.stat().st_size), [])
 
 
 def test_a_history_elsewhere_is_the_one_that_is_looked_at(state: Path, tmp_path: Path) -> None:
@@ -245,7 +246,7 @@ def test_a_history_elsewhere_is_the_one_that_is_looked_at(state: Path, tmp_path:
 
 def test_a_history_of_another_version_is_told_and_left_as_it_is(state: Path) -> None:
     Store().close()
-    for version, problems in ((history_db.SCHEMA - 1, 0), (history_db.SCHEMA + 1, 1)):
+    for version, problems in ((tables.SCHEMA - 1, 0), (tables.SCHEMA + 1, 1)):
         with closing(sqlite3.connect(state / "history.sqlite3")) as connection:
             connection.execute(f"UPDATE schema_version SET version = {version}")
             connection.commit()
@@ -262,8 +263,8 @@ def test_a_history_on_a_server_is_looked_at_and_no_password_is_shown(
     assert doctor.history(url)[0].schema == 0
     Store(url).close()
     kept, found = doctor.history(url)
-    assert (kept.schema, found) == (history_db.SCHEMA, [])
-    assert (kept.size_bytes or 0) > 8192 * len(history_db.all_tables)
+    assert (kept.schema, found) == (tables.SCHEMA, [])
+    assert (kept.size_bytes or 0) > 8192 * len(tables.all_tables)
     assert kept.where.startswith("postgresql://tester:***@")
     for gone in (f"tester:sesame@/postgres?host={tmp_path}", f"tester@/postgres?host={tmp_path}&password=sesame"):
         monkeypatch.setenv("KVMFLEET_STORE", f"postgresql://{gone}")

@@ -19,15 +19,16 @@ from click.testing import CliRunner
 from evidence import host as evidence_of
 from test_rollout import OPTIONS, SILENT, fleet, world
 
-from orchestrator import destinations, notify, rollout
+from orchestrator import rollout
 from orchestrator.cli.main import cli
-from orchestrator.destinations import Destination
 from orchestrator.errors import KvmfleetError, StoreError, UsageError
+from orchestrator.history.store import Store
 from orchestrator.model import Drift, HostDrift, Message
-from orchestrator.notices import CLAIM_S
-from orchestrator.report.notice import BODY, TITLE, message
-from orchestrator.store import Store
-from orchestrator.transitions import Notice, Transition, transitions
+from orchestrator.notify import destinations, telling
+from orchestrator.notify.destinations import Destination
+from orchestrator.notify.message import BODY, TITLE, message
+from orchestrator.notify.notices import CLAIM_S
+from orchestrator.notify.transitions import Notice, Transition, transitions
 
 # apprise looks for a module that Python 3.13 no longer has
 pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
@@ -127,7 +128,7 @@ def check(
 ) -> tuple[KvmfleetError, ...]:
     """One drift check that tells what it found."""
     seen = rollout.watch(fleet(*answers), OPTIONS, edges=world(answers=answers))
-    return notify.tell(seen.hosts, to, after=after, inventory=("hosts.ini",), send=send)
+    return telling.tell(seen.hosts, to, after=after, inventory=("hosts.ini",), send=send)
 
 
 def provisioned(*names: str) -> None:
@@ -300,7 +301,7 @@ def test_a_history_that_cannot_be_written_is_a_problem_and_no_exception(post: Po
     def full() -> Store:
         raise StoreError("history: no space left", hint="Free some.")
 
-    (problem,) = notify.tell([HostDrift("h1", "drifted")], (HERE,), after=2, store=full, send=post)
+    (problem,) = telling.tell([HostDrift("h1", "drifted")], (HERE,), after=2, store=full, send=post)
     assert problem.message.endswith("history: no space left")
     assert post.sent == []
 

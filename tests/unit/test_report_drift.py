@@ -8,11 +8,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from test_report import show
 
+from orchestrator.history.store import Acceptance, PastResult, PastRun
 from orchestrator.model import Drift, HostDrift
 from orchestrator.report import drift as report
 from orchestrator.report import drift_json, junit, prometheus
 from orchestrator.report.drift import Asked
-from orchestrator.store import Acceptance, PastResult, PastRun
 from orchestrator.text import printable
 
 SWAP = Drift("sysctl:vm.swappiness", "live 10", "live 60", since_s=1_700_000_000.0)

@@ -14,11 +14,11 @@ from test_lock import other_run
 from orchestrator import intent, lock, rollout
 from orchestrator.checks.catalogue import explain
 from orchestrator.errors import ConvergeError, LockedError, StoreError
+from orchestrator.history.store import Run as Record
+from orchestrator.history.store import Store
 from orchestrator.inventory import AnsibleOptions, Fleet, Host, Secrets
 from orchestrator.model import Boot, Collected, Drift, EarlierBoot, HostConverged, HostResult, TaskFailure
 from orchestrator.rollout import Edges
-from orchestrator.store import Run as Record
-from orchestrator.store import Store
 
 OPTIONS = AnsibleOptions()
 SILENT = {"problem": "connection refused", "unreachable": True}
@@ -193,7 +193,7 @@ def test_a_disk_that_fills_up_meanwhile_costs_the_record_and_not_the_results() -
 
     class FillingStore(Store):
         def begin(self, command: str, *, started_at_s: float | None = None) -> Record:
-            return FullRun(self._engine, super().begin(command).id)
+            return FullRun(self.engine, super().begin(command).id)
 
     run = rollout.provision(fleet("h1"), OPTIONS, edges=world()._replace(store=FillingStore))
     assert verdicts(run) == {"h1": "proven"}

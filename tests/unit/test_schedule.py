@@ -17,12 +17,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import schedule, units
 from orchestrator.cli.drift import drift
 from orchestrator.cli.schedule import _with_its_value, _words, refuse_passing
 from orchestrator.errors import LockedError, ScheduleError, UsageError
-from orchestrator.schedule import Systemd
-from orchestrator.units import Schedule
+from orchestrator.schedule import jobs, units
+from orchestrator.schedule.jobs import Systemd
+from orchestrator.schedule.units import Schedule
 
 ROOT = Path(__file__).resolve().parents[2]
 NASTY = """/srv/a b/it's "100%" $HOME \\x [1] ;"""
@@ -114,7 +114,7 @@ def test_an_interval_becomes_a_calendar_event_of_the_same_rhythm(text: str) -> N
         text=True,
         check=True,
     )
-    elapses = [schedule._seconds(line.partition(": ")[2]) for line in done.stdout.splitlines() if "UTC" in line]
+    elapses = [jobs._seconds(line.partition(": ")[2]) for line in done.stdout.splitlines() if "UTC" in line]
     first, second, third = [at_s for at_s in elapses if at_s]
     assert (second - first, third - second, times.seconds) == (seconds, seconds, seconds)
     assert len(times.cron.split()) == 5
@@ -130,11 +130,11 @@ def test_an_interval_that_no_calendar_keeps_is_refused(text: str) -> None:
 
 
 def test_a_calendar_expression_is_what_systemd_says_it_is() -> None:
-    schedule.calendar("Mon..Fri 07:30")
+    jobs.calendar("Mon..Fri 07:30")
     with pytest.raises(UsageError, match="Failed to parse"):
-        schedule.calendar("every now and then")
+        jobs.calendar("every now and then")
     with pytest.raises(UsageError, match="never comes"):
-        schedule.calendar("2001-01-01")
+        jobs.calendar("2001-01-01")
 
 
 def test_names_of_any_kind_reach_the_service_as_they_are() -> None:
@@ -222,19 +222,19 @@ def test_a_service_is_sealed_as_far_as_its_hosts_allow(
 
 def test_what_is_installed_can_be_read_back_and_what_changed_is_said(machine: Machine, state: Path) -> None:
     first = made(state)
-    assert schedule.install(first, {"KVMFLEET_STORE": "postgresql://u:hunter2@db/x"}, machine.systemd) == (
+    assert jobs.install(first, {"KVMFLEET_STORE": "postgresql://u:hunter2@db/x"}, machine.systemd) == (
         "installed kvmfleet-drift.timer, every 1h",
     )
-    assert schedule.installed(machine.systemd) == (first,)
-    assert schedule.install(first, {"KVMFLEET_STORE": "postgresql://u:hunter2@db/x"}, machine.systemd) == ()
+    assert jobs.installed(machine.systemd) == (first,)
+    assert jobs.install(first, {"KVMFLEET_STORE": "postgresql://u:hunter2@db/x"}, machine.systemd) == ()
     second = made(state, every="6h", calendar="*-*-* 00/6:00:00", options=("--limit=a",))
-    changed = schedule.install(second, {}, machine.systemd)
+    changed = jobs.install(second, {}, machine.systemd)
     assert changed == (
         "when: every 1h → every 6h",
         "options: --inventory=/srv/hosts.yml → --limit=a",
         f"environment: {state}/schedules/drift.env",
     )
-    assert schedule.find("", machine.systemd) == second
+    assert jobs.find("", machine.systemd) == second
     assert [told for told in machine.told if "show" not in told][-3:] == [
         "daemon-reload", "enable kvmfleet-drift.timer", "restart kvmfleet-drift.timer",
     ]  # fmt: skip
@@ -244,7 +244,7 @@ def test_secrets_are_for_their_owner_and_units_for_everybody(machine: Machine, s
     os.umask(before := os.umask(0))
     try:
         os.umask(0)
-        schedule.install(made(state), {"KVMFLEET_STORE": "postgresql://u:hunter2@db/x"}, machine.systemd)
+        jobs.install(made(state), {"KVMFLEET_STORE": "postgresql://u:hunter2@db/x"}, machine.systemd)
     finally:
         os.umask(before)
     modes = {
@@ -258,9 +258,9 @@ def test_secrets_are_for_their_owner_and_units_for_everybody(machine: Machine, s
 
 
 def test_a_timer_that_was_stopped_is_started_again(machine: Machine, state: Path) -> None:
-    schedule.install(made(state), {}, machine.systemd)
+    jobs.install(made(state), {}, machine.systemd)
     machine.shown["kvmfleet-drift.timer"]["ActiveState"] = "inactive"
-    assert schedule.install(made(state), {}, machine.systemd) == ("its timer was off, and is on",)
+    assert jobs.install(made(state), {}, machine.systemd) == ("its timer was off, and is on",)
     assert machine.told[-1] == "restart kvmfleet-drift.timer"
 
 
@@ -269,24 +269,24 @@ def test_units_of_somebody_else_stay_as_they_are(machine: Machine, state: Path) 
     theirs.parent.mkdir()
     theirs.write_text("[Timer]\n")
     with pytest.raises(ScheduleError, match="not written by kvmfleet"):
-        schedule.install(made(state), {}, machine.systemd)
+        jobs.install(made(state), {}, machine.systemd)
     assert theirs.read_text() == "[Timer]\n"
 
 
 def test_nothing_is_written_where_no_systemd_runs(machine: Machine, state: Path) -> None:
     machine.refuses = "System has not been booted with systemd as init system (PID 1). Can't operate."
     with pytest.raises(ScheduleError, match="not been booted") as caught:
-        schedule.install(made(state), {}, machine.systemd)
+        jobs.install(made(state), {}, machine.systemd)
     assert "--print-cron" in caught.value.hint
     assert not state.exists()
     assert not machine.systemd.folder.exists()
 
 
 def test_removing_leaves_nothing_but_what_others_added(machine: Machine, state: Path) -> None:
-    schedule.install(made(state), {"A": "1"}, machine.systemd)
-    schedule.recorded("drift", lambda: 0)
+    jobs.install(made(state), {"A": "1"}, machine.systemd)
+    jobs.recorded("drift", lambda: 0)
     (machine.systemd.folder / "kvmfleet-drift.service.d").mkdir()
-    left = schedule.remove(made(state), machine.systemd)
+    left = jobs.remove(made(state), machine.systemd)
     assert left == (f"{machine.systemd.folder}/kvmfleet-drift.service.d",)
     assert [path.name for path in machine.systemd.folder.iterdir()] == ["kvmfleet-drift.service.d"]
     assert list((state / "schedules").iterdir()) == []
@@ -297,26 +297,26 @@ def test_removing_leaves_nothing_but_what_others_added(machine: Machine, state: 
 
 def test_schedules_are_found_by_name_and_alone_without(machine: Machine, state: Path) -> None:
     with pytest.raises(UsageError, match="There is no schedule on this machine") as caught:
-        schedule.find("", machine.systemd)
+        jobs.find("", machine.systemd)
     assert caught.value.hint == "Make one: kvmfleet schedule install"
     for name in ("a", "b"):
-        schedule.install(made(state, name=name), {}, machine.systemd)
-    assert schedule.find("b", machine.systemd).name == "b"
+        jobs.install(made(state, name=name), {}, machine.systemd)
+    assert jobs.find("b", machine.systemd).name == "b"
     with pytest.raises(UsageError, match="several") as caught:
-        schedule.find("", machine.systemd)
+        jobs.find("", machine.systemd)
     assert caught.value.hint == "Name one of: a, b"
     with pytest.raises(UsageError, match="no schedule c"):
-        schedule.find("c", machine.systemd)
+        jobs.find("c", machine.systemd)
 
 
 HOLDER = """
 import sys
-from orchestrator import schedule
+from orchestrator.schedule import jobs
 def work():
     print("works", flush=True)
     sys.stdin.read()
     return 2
-schedule.recorded(sys.argv[1], work)
+jobs.recorded(sys.argv[1], work)
 """
 
 
@@ -335,14 +335,14 @@ def holder() -> Iterator[subprocess.Popen[str]]:
 
 def test_a_second_run_looks_at_nothing_and_says_who_does(holder: subprocess.Popen[str]) -> None:
     with pytest.raises(LockedError, match=f"process {holder.pid}, since 2"):
-        schedule.recorded("drift", lambda: pytest.fail("it ran"))
-    assert schedule.recorded("other", lambda: 0) == 0
+        jobs.recorded("drift", lambda: pytest.fail("it ran"))
+    assert jobs.recorded("other", lambda: 0) == 0
     holder.communicate("")
-    assert schedule.recorded("drift", lambda: 0) == 0
+    assert jobs.recorded("drift", lambda: 0) == 0
 
 
-def known(machine: Machine, state: Path) -> schedule.Status:
-    return schedule.status(made(state), machine.systemd)
+def known(machine: Machine, state: Path) -> jobs.Status:
+    return jobs.status(made(state), machine.systemd)
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_how_a_run_went_is_known_afterwards(
     machine: Machine, state: Path, code: int, result: str, exit_code: int
 ) -> None:
     assert (known(machine, state).result, known(machine, state).exit_code) == ("never-run", 1)
-    schedule.recorded("drift", lambda: code)
+    jobs.recorded("drift", lambda: code)
     found = known(machine, state)
     assert (found.result, found.exit_code, found.problem) == (result, exit_code, "")
     assert found.next_s == 1795777200.0
@@ -366,7 +366,7 @@ def test_a_run_that_raised_or_was_interrupted_is_known_too(machine: Machine, sta
 
     for error, code in ((ScheduleError("x"), 1), (KeyboardInterrupt(), 130)):
         with pytest.raises(type(error)):
-            schedule.recorded("drift", lambda error=error: fail(error))
+            jobs.recorded("drift", lambda error=error: fail(error))
         last = known(machine, state).last
         assert last
         assert last.exit_status == code
@@ -410,10 +410,10 @@ def test_a_run_at_once_ends_as_drift_did_and_never_well_where_it_did_not_run(
     machine.shown["kvmfleet-drift.service"] = dict(service)
     machine.fails = {"start kvmfleet-drift.service": status}
     if code is not None:
-        assert schedule.start(made(state), machine.systemd) == code
+        assert jobs.start(made(state), machine.systemd) == code
         return
     with pytest.raises(ScheduleError, match=r"kvmfleet-drift\.service: "):
-        schedule.start(made(state), machine.systemd)
+        jobs.start(made(state), machine.systemd)
 
 
 FAILED = {"ActiveState": "failed", "Result": "exit-code", "StateChangeTimestamp": "Thu 2099-01-01 00:00:00 UTC"}
@@ -431,23 +431,23 @@ FAILED = {"ActiveState": "failed", "Result": "exit-code", "StateChangeTimestamp"
 def test_a_service_that_did_not_come_to_run_is_not_taken_for_the_run_before(
     machine: Machine, state: Path, service: Mapping[str, str], problem: str
 ) -> None:
-    schedule.recorded("drift", lambda: 1)
+    jobs.recorded("drift", lambda: 1)
     machine.shown["kvmfleet-drift.service"] = dict(service)
     assert known(machine, state).problem == problem
 
 
 def test_a_timer_that_is_off_passes_for_nothing(machine: Machine, state: Path) -> None:
-    schedule.recorded("drift", lambda: 0)
+    jobs.recorded("drift", lambda: 0)
     machine.shown["kvmfleet-drift.timer"] = {"ActiveState": "inactive"}
     found = known(machine, state)
     assert (found.result, found.exit_code, found.next_s, found.problem) == ("in-sync", 1, None, "its timer is inactive")
 
 
 def test_a_note_that_was_cut_short_counts_as_none(machine: Machine, state: Path) -> None:
-    schedule.recorded("drift", lambda: 0)
+    jobs.recorded("drift", lambda: 0)
     (state / "schedules/drift.json").write_text('{"last": {"beg')
     assert known(machine, state).result == "never-run"
-    assert schedule.recorded("drift", lambda: 2) == 2
+    assert jobs.recorded("drift", lambda: 2) == 2
     assert known(machine, state).result == "drift"
 
 

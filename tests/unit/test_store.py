@@ -25,8 +25,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from learned import BAD, GONE, GOOD, SWAP, result, seen
 
-from orchestrator import history_db, history_engine, history_url
 from orchestrator.errors import StoreError, UnwritableError
+from orchestrator.history import address, database, tables
+from orchestrator.history.store import Store
 from orchestrator.model import (
     Collected,
     Drift,
@@ -35,8 +36,8 @@ from orchestrator.model import (
     HostResult,
     Judgement,
 )
-from orchestrator.store import Store
-from orchestrator.transitions import Notice, Transition, transitions
+from orchestrator.notify.notices import Notices
+from orchestrator.notify.transitions import Notice, Transition, transitions
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def store(url: str) -> Iterator[Store]:
 
 def execute(url: str, *statements: str) -> list[Any]:
     """What the last statement gives; past all of our own code, but for the choice of the driver."""
-    engine = sa.create_engine(history_url.chosen(url))
+    engine = sa.create_engine(address.chosen(url))
     try:
         with engine.begin() as connection:
             for statement in statements:
@@ -176,7 +177,7 @@ def test_a_run_whose_process_was_killed_is_interrupted_and_keeps_what_it_learned
         import os, signal, sys
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         from learned import result
-        from orchestrator.store import Store
+        from orchestrator.history.store import Store
         run = Store({url!r}).begin("provision")
         run.record(result("hv1"))
         os.kill(os.getpid(), signal.SIGKILL)
@@ -260,7 +261,7 @@ def test_evidence_that_cannot_be_decoded_names_host_and_run(store: Store, url: s
 
 def test_the_history_of_a_newer_kvmfleet_is_not_touched(url: str) -> None:
     Store(url).close()
-    execute(url, f"UPDATE schema_version SET version = {history_db.SCHEMA + 1}")
+    execute(url, f"UPDATE schema_version SET version = {tables.SCHEMA + 1}")
     with pytest.raises(StoreError, match="newer kvmfleet") as caught:
         Store(url)
     assert "Upgrade kvmfleet" in caught.value.hint
@@ -273,12 +274,12 @@ def test_an_older_history_is_brought_up_to_date_and_keeps_its_runs(url: str, mon
     def add_a_column(connection: sa.Connection) -> None:
         connection.exec_driver_sql("ALTER TABLE runs ADD COLUMN ticket VARCHAR")
 
-    monkeypatch.setattr(history_db, "UPGRADES", (*history_db.UPGRADES, add_a_column))
-    monkeypatch.setattr(history_db, "SCHEMA", history_db.SCHEMA + 1)
+    monkeypatch.setattr(tables, "UPGRADES", (*tables.UPGRADES, add_a_column))
+    monkeypatch.setattr(tables, "SCHEMA", tables.SCHEMA + 1)
     for _ in range(2):  # the second time there is nothing to do
         with Store(url) as store:
             assert [run.command for run in store.runs()] == ["validate"]
-    assert execute(url, "SELECT version FROM schema_version") == [(history_db.SCHEMA,)]
+    assert execute(url, "SELECT version FROM schema_version") == [(tables.SCHEMA,)]
     assert execute(url, "SELECT ticket FROM runs") == [(None,)]
 
 
@@ -293,7 +294,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, place: str, reaso
 def test_a_history_that_another_run_keeps_locked_is_given_up_in_the_end(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(history_engine, "WAIT_S", 0.2)
+    monkeypatch.setattr(database, "WAIT_S", 0.2)
     with Store(f"sqlite:///{file}") as store:
         other = sqlite3.connect(file, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
@@ -333,7 +334,7 @@ def test_a_full_disk_is_named_and_what_was_recorded_before_stays(tmp_path: Path)
         f"""
         from learned import result
         from orchestrator.errors import StoreError
-        from orchestrator.store import Store
+        from orchestrator.history.store import Store
         with Store("sqlite:///{folder}/history.sqlite3") as store:
             run = store.begin("validate")
             try:
@@ -359,7 +360,7 @@ def test_a_read_only_file_system_is_named(tmp_path: Path) -> None:
         "-o size=1m",
         f"""
         from orchestrator.errors import StoreError
-        from orchestrator.store import Store
+        from orchestrator.history.store import Store
         try:
             Store("sqlite:///{folder}/history.sqlite3")
         except StoreError as e:
@@ -380,7 +381,7 @@ def test_a_history_that_is_read_only_is_read(tmp_path: Path, file: Path) -> None
         "-o size=1m",
         f"""
         from orchestrator.errors import StoreError
-        from orchestrator.store import Store
+        from orchestrator.history.store import Store
         with Store("sqlite:///{folder}/history.sqlite3") as store:
             print(store.hosts(), bool(store.expectation("hv1")))
             try:
@@ -417,7 +418,7 @@ def test_a_folder_without_the_right_to_write_is_named(tmp_path: Path) -> None:
 def test_nothing_of_a_command_but_its_name_is_kept(store: Store) -> None:
     """The columns of a run are few enough to see that none could hold an argument."""
     store.begin("provision")
-    assert {column.name for column in history_db.runs.columns} == {
+    assert {column.name for column in tables.runs.columns} == {
         "id", "command", "user", "controller", "process", "kvmfleet",
         "started_at_s", "finished_at_s", "outcome", "exit_status",
     }  # fmt: skip
@@ -523,7 +524,7 @@ def test_pruning_forgets_what_was_told_of_hosts_that_nobody_looks_at_any_more(st
     execute(url, "UPDATE watches SET seen_s = seen_s - 1000")
     store.begin("drift").watch(drifted[1], None)
     store.begin("drift").watch(HostDrift("silent", "unreachable"), None)
-    notices, known = store.notices(), []
+    notices, known = Notices(store.engine), []
 
     def choose(found: Mapping[str, Notice]) -> tuple[Transition, ...]:
         known.append(sorted(found))
@@ -571,7 +572,7 @@ def test_no_message_shows_a_password(url: str, tmp_path: Path, caplog: pytest.Lo
     with pytest.raises(StoreError, match="No such file") as caught:
         Store(url.format(tmp_path))
     assert "sesame" not in "".join(traceback.format_exception(caught.value)) + caplog.text
-    assert history_url.secret(history_url.chosen(url))
+    assert address.secret(address.chosen(url))
 
 
 def test_the_environment_names_the_history(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -643,19 +644,21 @@ def test_an_older_history_is_upgraded_and_keeps_what_it_has(url: str, schemas: t
             assert (expected.items["system:hostname"], expected.items["contract"]) == (hostname, "{}")
         store.begin("drift").watch(seen(SWAP), {"a": "b"})
         assert store.watched("hv1")
-    assert execute(url, "SELECT version FROM schema_version") == [(history_db.SCHEMA,)]
+    assert execute(url, "SELECT version FROM schema_version") == [(tables.SCHEMA,)]
     assert execute(url, "SELECT count(*) FROM baselines WHERE snapshot_id IS NOT NULL") == [(1,)]
 
 
 def test_two_runs_upgrade_at_once(url: str) -> None:
     make_old(url, FIRST)
-    script = f"import sys; sys.stdin.read(); from orchestrator.store import Store; Store({url!r}).expectation('hv1')"
+    script = (
+        f"import sys; sys.stdin.read(); from orchestrator.history.store import Store; Store({url!r}).expectation('hv1')"
+    )
     ready = [
         subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
         for _ in range(4)
     ]
     assert [child.communicate()[1].decode() for child in ready] == [""] * 4
-    assert execute(url, "SELECT version FROM schema_version") == [(history_db.SCHEMA,)]
+    assert execute(url, "SELECT version FROM schema_version") == [(tables.SCHEMA,)]
 
 
 def test_a_snapshot_of_another_edition_is_taken_again_from_the_evidence(store: Store, url: str) -> None:
@@ -672,7 +675,7 @@ WRITES = """
     import sys
     sys.path.insert(0, {here!r})
     from learned import SWAP, result, seen
-    from orchestrator.store import Store
+    from orchestrator.history.store import Store
     with Store({url!r}) as store:
         print("go", flush=True)
         for n in range(100000):
@@ -817,7 +820,7 @@ def test_a_disk_that_is_full_from_the_start_costs_the_record_and_no_answer(tmp_p
     assert list(said) == [str(["drift", *kept]), "[('ok',)]"]
 
 
-@pytest.mark.parametrize("version", [None, history_db.SCHEMA - 1], ids=["none", "an older one"])
+@pytest.mark.parametrize("version", [None, tables.SCHEMA - 1], ids=["none", "an older one"])
 def test_a_full_disk_without_a_history_that_could_be_read_is_named(tmp_path: Path, version: int | None) -> None:
     file = tmp_path / "small" / "history.sqlite3"
     said = in_a_mount(
@@ -828,7 +831,7 @@ def test_a_full_disk_without_a_history_that_could_be_read_is_named(tmp_path: Pat
         from pathlib import Path
         from learned import fill
         from orchestrator.errors import StoreError
-        from orchestrator.store import Store
+        from orchestrator.history.store import Store
         if {version}:
             Store("sqlite:///{file}").close()
             with sqlite3.connect("{file}") as connection:

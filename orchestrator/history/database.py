@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from orchestrator import history_db, history_url, salvage
 from orchestrator.errors import DamagedError, StoreError, UnwritableError
+from orchestrator.history import address, salvage, tables
 from orchestrator.text import printable
 
 __all__ = ["Extent", "compact", "connect", "measure", "reading", "writing"]
@@ -39,7 +39,7 @@ def connect(place: sa.URL) -> tuple[sa.Engine, StoreError | None]:
     Raises:
         StoreError: it cannot be opened.
     """
-    file = history_url.file(place)
+    file = address.file(place)
     if file is None:
         return _opened(place), None
     with _explained(place):
@@ -79,7 +79,7 @@ def measure(place: sa.URL) -> Extent:
     engine = _engine(place)
     try:
         with _explained(place), engine.execution_options(kvmfleet_writes=True).begin() as connection:
-            schema = history_db.version(connection, history_url.name(place))
+            schema = tables.version(connection, address.name(place))
             return Extent(schema, int(connection.exec_driver_sql(_SIZES[engine.dialect.name]).scalar() or 0))
     finally:
         engine.dispose()
@@ -88,7 +88,7 @@ def measure(place: sa.URL) -> Extent:
 _SIZES = {
     "sqlite": "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size",
     "postgresql": "SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE relkind = 'r' "
-    f"AND pg_table_is_visible(oid) AND relname IN ({', '.join(map(repr, history_db.all_tables))})",
+    f"AND pg_table_is_visible(oid) AND relname IN ({', '.join(map(repr, tables.all_tables))})",
 }
 
 
@@ -101,7 +101,7 @@ def compact(engine: sa.Engine) -> None:
             connection.exec_driver_sql("VACUUM")
             connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")  # else all lies twice on the disk
         else:
-            connection.exec_driver_sql(f"VACUUM (ANALYZE) {', '.join(history_db.all_tables)}")
+            connection.exec_driver_sql(f"VACUUM (ANALYZE) {', '.join(tables.all_tables)}")
 
 
 def _opened_or_made(place: sa.URL, file: Path) -> sa.Engine:
@@ -125,7 +125,7 @@ def _opened_to_read(place: sa.URL, file: Path, why: UnwritableError) -> sa.Engin
     _begin_as_told(engine)
     try:
         with engine.connect() as connection:
-            usable = history_db.is_up_to_date(connection)
+            usable = tables.is_up_to_date(connection)
     except sa.exc.DBAPIError:
         return None
     return engine.execution_options(kvmfleet_unwritable=why) if usable else None
@@ -165,12 +165,12 @@ def _opened(place: sa.URL) -> sa.Engine:
 
 def _bring_up_to_date(engine: sa.Engine) -> None:
     with engine.connect() as connection:
-        if history_db.is_up_to_date(connection):
+        if tables.is_up_to_date(connection):
             return
     with engine.execution_options(
         kvmfleet_writes=True
     ).begin() as connection:  # again, as two runs may have come so far
-        history_db.bring_up_to_date(connection, history_url.name(engine.url))
+        tables.bring_up_to_date(connection, address.name(engine.url))
 
 
 @contextmanager
@@ -180,7 +180,7 @@ def _rescued(engine: sa.Engine) -> Iterator[None]:
         with _explained(engine.url):
             yield
     except DamagedError as e:
-        file = history_url.file(engine.url)
+        file = address.file(engine.url)
         if file is None:
             raise
         engine.dispose()  # else SQLite would look after files that are not its own any more
@@ -300,7 +300,7 @@ _UNKNOWN_HINT = "See whether the database answers, and whether its user may writ
 @contextmanager
 def _explained(url: sa.URL) -> Iterator[None]:
     """Turn what a database or a file system raises into StoreError."""
-    name = history_url.name(url)
+    name = address.name(url)
     try:
         yield
     except sa.exc.DBAPIError as e:
@@ -313,7 +313,7 @@ def _explained(url: sa.URL) -> Iterator[None]:
         kind = DamagedError if code in salvage.DAMAGE else UnwritableError if code in _UNWRITABLE else StoreError
         raise kind(f"history {name}: {why}", hint=hint) from e
     except (sa.exc.SQLAlchemyError, ImportError) as e:
-        raise StoreError(f"history {name}: {printable(str(e))}", hint=f"Write {history_url.POSSIBLE}.") from e
+        raise StoreError(f"history {name}: {printable(str(e))}", hint=f"Write {address.POSSIBLE}.") from e
     except OSError as e:
         raise StoreError(f"history {name}: {e.strerror}", hint=_WRITABLE) from e
 

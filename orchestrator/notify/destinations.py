@@ -103,7 +103,7 @@ def _not_understood(destinations: Sequence[Destination]) -> Iterator[str]:
         return
     import apprise
 
-    from orchestrator.sending import ASSET
+    from orchestrator.notify.sending import ASSET
 
     logging.getLogger("apprise").propagate = False  # its warnings quote URLs
     for destination in destinations:

@@ -20,10 +20,11 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from orchestrator import paths, processes, units, whole_file
+from orchestrator import paths, processes, whole_file
 from orchestrator.errors import LockedError, ScheduleError, UsageError
+from orchestrator.schedule import units
+from orchestrator.schedule.units import Schedule, Scope
 from orchestrator.text import moment, printable
-from orchestrator.units import Schedule, Scope
 
 __all__ = [
     "NAME",

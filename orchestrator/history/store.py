@@ -17,10 +17,11 @@ from typing import Any, Literal, Self, TypeVar
 import msgspec
 import sqlalchemy as sa
 
-from orchestrator import __version__, drift, history_engine, history_url, identity, processes, salvage, snapshot
+from orchestrator import __version__, drift, identity, processes, snapshot
 from orchestrator.drift import Baseline
 from orchestrator.errors import StoreError
-from orchestrator.history_db import (
+from orchestrator.history import address, database, salvage
+from orchestrator.history.tables import (
     acceptances,
     baselines,
     carried,
@@ -34,7 +35,6 @@ from orchestrator.history_db import (
     watches,
 )
 from orchestrator.model import TOLD, Drift, Evidence, Finding, HostDrift, HostResult, Verdict
-from orchestrator.notices import Notices
 
 __all__ = ["Acceptance", "PastResult", "PastRun", "Run", "Store"]
 
@@ -99,7 +99,7 @@ class Run:
 
         Raises StoreError, and then nothing about this host was written.
         """
-        with history_engine.writing(self._engine) as connection:
+        with database.writing(self._engine) as connection:
             result_id = _insert(connection, results, **_row(self.id, result, _insert_evidence(connection, result)))
             if rows := [_finding_row(result_id, n, finding) for n, finding in enumerate(result.judgement.findings)]:
                 connection.execute(findings.insert(), rows)
@@ -115,7 +115,7 @@ class Run:
 
         `items` is the host's snapshot; equal ones are kept once. Raises StoreError, and then nothing of it was written.
         """
-        with history_engine.writing(self._engine) as connection:
+        with database.writing(self._engine) as connection:
             found = _dated(connection, found)
             watch_id = _insert(
                 connection, watches,
@@ -135,12 +135,12 @@ class Run:
 
     def forget_baseline(self, host: str) -> None:
         """The host is no longer meant to be anything."""
-        with history_engine.writing(self._engine) as connection:
+        with database.writing(self._engine) as connection:
             connection.execute(baselines.delete().where(baselines.c.host == host))
 
     def finish(self, outcome: str, exit_status: int | None = None) -> None:
         """Nothing more will come. A run of which this is never said counts as interrupted once its process is gone."""
-        with history_engine.writing(self._engine) as connection:
+        with database.writing(self._engine) as connection:
             values = {"finished_at_s": time.time(), "outcome": outcome, "exit_status": exit_status}
             connection.execute(runs.update().where(runs.c.id == self.id).values(values))
 
@@ -148,14 +148,14 @@ class Run:
 class Store:
     """The history in a database: that of `url`, else of KVMFLEET_STORE, else a file of SQLite's in the state folder.
 
-    `notes` holds what is to be said about its opening: that there was another, which is damaged. Every method raises
-    StoreError when the history cannot be read or written.
+    `notes` holds what is to be said about its opening: that there was another, which is damaged. `engine` is for what
+    else is kept in it. Every method raises StoreError when the history cannot be read or written.
     """
 
     def __init__(self, url: str = "") -> None:
-        place = history_url.chosen(url)
-        self._engine, lost = history_engine.connect(place)
-        self._file = history_url.file(place)
+        place = address.chosen(url)
+        self.engine, lost = database.connect(place)
+        self._file = address.file(place)
         self.notes = (lost,) if lost else ()
 
     def __enter__(self) -> Self:
@@ -165,11 +165,11 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        self._engine.dispose()
+        self.engine.dispose()
 
     def begin(self, command: str, *, started_at_s: float | None = None) -> Run:
         """`command` is its name, such as `provision`, never its arguments: they may hold a secret."""
-        with history_engine.writing(self._engine) as connection:
+        with database.writing(self.engine) as connection:
             run_id = _insert(
                 connection, runs,
                 command=command,
@@ -179,11 +179,11 @@ class Store:
                 kvmfleet=__version__,
                 started_at_s=time.time() if started_at_s is None else started_at_s,
             )  # fmt: skip
-        return Run(self._engine, run_id)
+        return Run(self.engine, run_id)
 
     def runs(self, limit: int = 20) -> tuple[PastRun, ...]:
         """The latest first."""
-        with history_engine.reading(self._engine) as connection:
+        with database.reading(self.engine) as connection:
             rows = connection.execute(sa.select(runs).order_by(runs.c.id.desc()).limit(limit)).mappings()
             return tuple(_past_run(row) for row in rows)
 
@@ -219,7 +219,7 @@ class Store:
 
         What the playbook left then as it had found it is expected as it was before.
         """
-        with history_engine.reading(self._engine) as connection:
+        with database.reading(self.engine) as connection:
             row = _baseline(connection, host)
             if row is None:
                 return None
@@ -245,7 +245,7 @@ class Store:
         if past is None or past.evidence is None:
             return None
         items = snapshot.take(past.evidence).items
-        with contextlib.suppress(StoreError), history_engine.writing(self._engine) as connection:
+        with contextlib.suppress(StoreError), database.writing(self.engine) as connection:
             values = {"snapshot_id": _snapshot_id(connection, items), "taken_by": snapshot.EDITION}
             same = sa.select(results.c.id).where(results.c.host == host, results.c.run_id == past.run_id)
             connection.execute(baselines.update().where(baselines.c.result_id.in_(same)).values(values))
@@ -253,17 +253,17 @@ class Store:
 
     def watched(self, host: str) -> HostDrift | None:
         """What the last drift check saw of a host."""
-        with history_engine.reading(self._engine) as connection:
+        with database.reading(self.engine) as connection:
             return _last_watch(connection, host)
 
     def dated(self, found: HostDrift) -> HostDrift:
         """What a drift check saw of one host, with the times since when it is so, where that cannot be recorded."""
-        with history_engine.reading(self._engine) as connection:
+        with database.reading(self.engine) as connection:
             return _dated(connection, found)
 
     def watches(self, host: str, limit: int = 20) -> tuple[HostDrift, ...]:
         """What drift checks saw of a host, the latest first."""
-        with history_engine.reading(self._engine) as connection:
+        with database.reading(self.engine) as connection:
             query = sa.select(watches).where(watches.c.host == host).order_by(watches.c.id.desc()).limit(limit)
             return tuple(_past_watch(connection, row) for row in connection.execute(query).mappings().all())
 
@@ -272,24 +272,20 @@ class Store:
         now, author = time.time(), identity.user()
         made = tuple(Acceptance(host, item.item, item.expected, item.seen, author, reason, now) for item in items)
         if made:
-            with history_engine.writing(self._engine) as connection:
+            with database.writing(self.engine) as connection:
                 connection.execute(acceptances.insert(), [msgspec.structs.asdict(one) for one in made])
         return made
 
     def accepted(self, host: str) -> tuple[Acceptance, ...]:
         """What was ever accepted on a host, the oldest first."""
-        with history_engine.reading(self._engine) as connection:
+        with database.reading(self.engine) as connection:
             return _acceptances(connection, host)
 
     def hosts(self) -> tuple[str, ...]:
         """Every host that the history knows, sorted."""
-        with history_engine.reading(self._engine) as connection:
+        with database.reading(self.engine) as connection:
             known = sa.union(sa.select(results.c.host), sa.select(watches.c.host)).subquery()
             return tuple(connection.execute(sa.select(known.c.host).order_by(known.c.host)).scalars())
-
-    def notices(self) -> Notices:
-        """Who was told what."""
-        return Notices(self._engine)
 
     def prune(self, before_s: float) -> int:
         """Forget runs that ended before this time, and what they learned; gives their number.
@@ -298,15 +294,15 @@ class Store:
         told of a host goes once no drift check looked at it since then: it is in no inventory any more. One that is
         silent is looked at by every check, and what was told of it stays.
         """
-        with history_engine.writing(self._engine) as connection:
+        with database.writing(self.engine) as connection:
             return _prune(connection, before_s)
 
     def compact(self) -> None:
         """Gives back the space of what was forgotten; takes as much again while it works."""
-        history_engine.compact(self._engine)
+        database.compact(self.engine)
 
     def _results(self, query: sa.Select[Any]) -> tuple[PastResult, ...]:
-        with history_engine.reading(self._engine) as connection:
+        with database.reading(self.engine) as connection:
             rows = connection.execute(query.add_columns(evidence.c.document).outerjoin(evidence)).mappings().all()
             return tuple(_past_result(row, _findings(connection, row["id"])) for row in rows)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from orchestrator import destinations
-from orchestrator.destinations import Destination
 from orchestrator.errors import KvmfleetError, NotifyError, StoreError
+from orchestrator.history.store import Store
 from orchestrator.model import HostDrift, Message
-from orchestrator.notices import Notices
-from orchestrator.report.notice import message, trial
-from orchestrator.store import Store
-from orchestrator.transitions import Notice, Transition, transitions
+from orchestrator.notify import destinations
+from orchestrator.notify.destinations import Destination
+from orchestrator.notify.message import message, trial
+from orchestrator.notify.notices import Notices
+from orchestrator.notify.transitions import Notice, Transition, transitions
 
 __all__ = ["tell", "try_out"]
 
@@ -34,7 +34,7 @@ def tell(
     """
     try:
         with store() as history:
-            return _tell(history.notices(), hosts, to, after, inventory, send)
+            return _tell(Notices(history.engine), hosts, to, after, inventory, send)
     except StoreError as e:
         return (NotifyError(f"who was told what cannot be kept: {e.message}", hint=e.hint),)
 

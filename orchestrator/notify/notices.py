@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 import sqlalchemy as sa
 
-from orchestrator.history_db import notices, watches
-from orchestrator.history_engine import reading, writing
+from orchestrator.history.database import reading, writing
+from orchestrator.history.tables import notices, watches
 from orchestrator.model import HostDrift
-from orchestrator.transitions import Notice, Transition, group
+from orchestrator.notify.transitions import Notice, Transition, group
 
 __all__ = ["CLAIM_S", "Notices"]
 

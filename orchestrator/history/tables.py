@@ -1,4 +1,4 @@
-"""Tables of the history, and how older ones become them; history_engine.py opens the database, store.py is the door."""
+"""Tables of the history, and how older ones become them; database.py opens the database, store.py is the door."""
 
 from __future__ import annotations
 

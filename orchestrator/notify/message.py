@@ -10,8 +10,8 @@ import shlex
 from collections.abc import Iterator, Sequence
 
 from orchestrator.model import Drift, Message
+from orchestrator.notify.transitions import Transition
 from orchestrator.text import moment, printable
-from orchestrator.transitions import Transition
 
 __all__ = ["message", "trial"]
 

@@ -1,0 +1,1 @@
+"""What was found on hosts and when, kept in SQLite or PostgreSQL."""

@@ -1,0 +1,1 @@
+"""Drift checks that come back by themselves."""
