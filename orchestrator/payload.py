@@ -21,13 +21,16 @@ MAX_BYTES = 1 << 20
 
 LOADER = """\
 # kvmfleet looks at this machine and prints one JSON document. Nothing is installed, nothing is changed.
-import base64, importlib.abc, importlib.util, json, sys, zlib
+import base64, json, sys, zlib
+from importlib.machinery import ModuleSpec
 SOURCES, SHAPE = json.loads(zlib.decompress(base64.b64decode("{packed}")).decode())
-class Bundle(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
+class Bundle:
     def find_spec(self, name, path, target=None):
-        return importlib.util.spec_from_loader(name, self) if name in SOURCES else None
-    def is_package(self, name):
-        return name == "collector"
+        return ModuleSpec(name, self, is_package=name == "collector") if name in SOURCES else None
+    def create_module(self, spec):
+        return None
+    def exec_module(self, module):
+        exec(compile(SOURCES[module.__name__], module.__name__, "exec", dont_inherit=True), module.__dict__)
     def get_source(self, name):
         return SOURCES[name]
 sys.dont_write_bytecode = True

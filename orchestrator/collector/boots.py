@@ -11,18 +11,9 @@ import xml.sax.saxutils
 from typing import Any, Callable, Dict, NamedTuple, Tuple
 
 from . import bootimage, fatimage, files, shell
+from .wish import Wish
 
 SHELLS = ("/usr/share/efi-shell-x64/shellx64.efi", "/usr/share/edk2/ovmf/Shell.efi", "/usr/share/edk2/x64/Shell.efi")
-
-
-class Wish(NamedTuple):
-    """What the controller asked for."""
-
-    depth: str
-    image: str = ""
-    expect: str = ""  # a regular expression, "" for anything
-    parts: Tuple[Tuple[str, int], ...] = ()  # names and sizes of what comes along with the question
-    active: bool = False  # libvirt may be told to make something, and to remove it
 
 
 class Unusable(Exception):

@@ -17,6 +17,7 @@ from . import boots, child, files, kvm, luggage, shell
 from .contract import Contract
 from .libvirt import URI
 from .limits import Deadline, heed_reader, undisturbed
+from .wish import Wish
 
 PREFIX = "kvmfleet-proof-"
 FOLDERS = ("/var/lib/libvirt/images", "/var/lib/libvirt")  # where AppArmor and SELinux let guests have their disks
@@ -34,9 +35,9 @@ CONTROL = re.compile(r"\x1b\[[0-9;?=]*[A-Za-z]|[\x00-\x08\x0b-\x1f]")  # escapes
 Tell = Callable[[str], None]
 
 
-def look(contract: Contract, wish: boots.Wish, found: Dict[str, Any], deadline: Deadline, tell: Tell) -> Dict[str, Any]:
+def look(contract: Contract, wish: Wish, found: Dict[str, Any], deadline: Deadline, tell: Tell) -> Dict[str, Any]:
     """Boot with KVM where a guest executes there; with TCG where KVM cannot, or could not boot because it emulates."""
-    reason = why_not(wish, found)
+    reason = why_not(found)
     if reason:
         return {"outcome": "skipped", "detail": reason}
     remove_old()
@@ -56,9 +57,9 @@ def look(contract: Contract, wish: boots.Wish, found: Dict[str, Any], deadline: 
         return {"outcome": "unusable", "depth": wish.depth, "detail": str(problem)}
 
 
-def limit_s(wish: boots.Wish) -> float:
+def limit_s(wish: Wish) -> float:
     """The seconds of the whole: both attempts, what comes along, and cleaning up."""
-    return boots.RECIPES[wish.depth].seconds + HOPELESS_S + 80 if wish.depth in boots.RECIPES else 10
+    return boots.RECIPES[wish.depth].seconds + HOPELESS_S + 80
 
 
 def domain_types(found: Dict[str, Any]) -> List[str]:
@@ -87,7 +88,7 @@ def refuse_unreadable(path: str, contract: Contract) -> None:
 
 
 def attempts(
-    wish: boots.Wish,
+    wish: Wish,
     parts: Dict[str, str],
     virsh: List[str],
     folder: str,
@@ -115,10 +116,8 @@ def attempts(
     return answer
 
 
-def why_not(wish: boots.Wish, found: Dict[str, Any]) -> str:
+def why_not(found: Dict[str, Any]) -> str:
     """Why no boot is tried, or an empty string."""
-    if wish.depth not in boots.RECIPES:
-        return "not asked for"
     if os.uname().machine != "x86_64":
         return "no boot image is written for {} yet".format(os.uname().machine)
     missing = [name for name in ("kvm", "qemu", "libvirt") if name not in found]
@@ -166,7 +165,7 @@ class Proof:
 
 
 def boot(
-    wish: boots.Wish,
+    wish: Wish,
     parts: Dict[str, str],
     virsh: List[str],
     folder: str,

@@ -4,7 +4,6 @@ import glob
 import ipaddress
 import os
 import re
-import socket
 import struct
 import xml.etree.ElementTree as ElementTree
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional
@@ -142,7 +141,7 @@ def collide(networks: Dict[str, Dict[str, Any]], known: List[Route]) -> None:
 
 def ipv4_address(text: str) -> str:
     """The kernel prints the number as it lies in memory."""
-    return socket.inet_ntoa(struct.pack("=I", int(text, 16)))
+    return str(ipaddress.IPv4Address(struct.pack("=I", int(text, 16))))
 
 
 def ipv6_address(text: str) -> str:

@@ -4,7 +4,6 @@ import errno
 import os
 import re
 import stat
-import uuid
 import xml.etree.ElementTree as ElementTree
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -62,7 +61,7 @@ def volume(client: List[str], pool: str, kind: str) -> Dict[str, str]:
     """Let libvirt make a small volume and delete it. Whatever happens in between, it is deleted."""
     if kind in FOREIGN:
         return {"outcome": "skipped", "detail": "volumes of a pool of type {} are made by somebody else".format(kind)}
-    name, step = "kvmfleet-proof-" + uuid.uuid4().hex[:12], "create"
+    name, step = "kvmfleet-proof-" + os.urandom(6).hex(), "create"
     try:
         try:
             order(client, "vol-create-as", pool, name, "4M", "--format", "raw")

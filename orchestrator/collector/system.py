@@ -1,9 +1,8 @@
 """Which machine this is: release, kernel, container or not."""
 
 import os
-import platform
 import re
-import socket
+import sys
 from typing import Any, Dict
 
 from . import cpu, files, shell
@@ -12,7 +11,7 @@ from . import cpu, files, shell
 def look() -> Dict[str, Any]:
     release = os_release()
     return {
-        "hostname": socket.gethostname(),
+        "hostname": os.uname().nodename,
         "os_id": release.get("ID", ""),
         "os_version": release.get("VERSION_ID", ""),
         "os_like": release.get("ID_LIKE", "").split(),
@@ -23,7 +22,7 @@ def look() -> Dict[str, Any]:
         "container": container(),
         "virtual": virtual(),
         "uid": os.geteuid(),
-        "python": platform.python_version(),
+        "python": sys.version.split()[0],
     }
 
 

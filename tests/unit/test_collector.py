@@ -151,6 +151,20 @@ def test_cleaning_up_is_not_interrupted_and_the_signal_is_not_lost() -> None:
 # --- commands
 
 
+def test_a_command_is_found_in_the_search_path_where_it_can_be_executed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "one" / "virsh").touch(0o644)
+    (tmp_path / "one" / "nft").mkdir()
+    (tmp_path / "other" / "virsh").touch(0o755)
+    monkeypatch.setattr(shell, "PATH", f"{tmp_path}/one:{tmp_path}/other")
+    assert shell.which("virsh") == str(tmp_path / "other" / "virsh")
+    assert shell.which(str(tmp_path / "other" / "virsh")) == str(tmp_path / "other" / "virsh")
+    assert [shell.which(name) for name in ("nft", "absent", "", "/absent", f"{tmp_path}/one/virsh")] == [""] * 5
+
+
 def test_a_command_that_hangs_is_ended_with_its_children(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     with pytest.raises(OSError, match="no answer in time"):

@@ -16,8 +16,9 @@ from typing import get_args
 import pytest
 
 from orchestrator.collector import boots, guest, luggage
-from orchestrator.collector.boots import RECIPES, Unusable, Wish
+from orchestrator.collector.boots import RECIPES, Unusable
 from orchestrator.collector.contract import Contract
+from orchestrator.collector.wish import Wish
 from orchestrator.model import Depth
 
 needs_qemu_img = pytest.mark.skipif(not shutil.which("qemu-img"), reason="qemu-img is not installed")

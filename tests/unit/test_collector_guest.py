@@ -7,14 +7,16 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from orchestrator.collector import guest
-from orchestrator.collector.boots import Wish
+from orchestrator.collector import boots, guest
 from orchestrator.collector.contract import Contract
 from orchestrator.collector.limits import Deadline, Stopped, heed_reader
+from orchestrator.collector.main import proof_of_boot
+from orchestrator.collector.wish import Wish
+from orchestrator.model import Depth
 
 # Speaks as virsh does on a pipe. MODE is what the guest does; the file `alive` is the domain. It plays the guest by
 # what it was given to boot: a boot sector, a script for a shell, or a command line.
@@ -154,18 +156,24 @@ FOUND: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("depth", "change", "reason"),
+    ("change", "reason"),
     [
-        ("proof", {}, "not asked for"),
-        ("firmware", {"qemu": {"binary": ""}}, "there is no QEMU"),
-        ("firmware", {"libvirt": {"connected": False}}, "libvirt does not answer"),
-        ("firmware", {"libvirt": {"connected": True, "domain_types": ["xen"]}}, "no usable type of domain"),
+        ({"qemu": {"binary": ""}}, "there is no QEMU"),
+        ({"libvirt": {"connected": False}}, "libvirt does not answer"),
+        ({"libvirt": {"connected": True, "domain_types": ["xen"]}}, "no usable type of domain"),
     ],
 )
-def test_no_boot_is_tried_where_it_cannot_work(depth: str, change: dict[str, Any], reason: str) -> None:
-    answer = guest.look(Contract(None), Wish(depth), {**FOUND, **change}, Deadline(60), print)
+def test_no_boot_is_tried_where_it_cannot_work(change: dict[str, Any], reason: str) -> None:
+    answer = guest.look(Contract(None), FIRMWARE, {**FOUND, **change}, Deadline(60), print)
     assert answer["outcome"] == "skipped"
     assert reason in answer["detail"]
+
+
+@pytest.mark.parametrize("depth", get_args(Depth))
+def test_a_boot_is_skipped_exactly_where_none_was_asked_for(depth: str) -> None:
+    name, _, look = proof_of_boot(Wish(depth), Deadline(60))
+    skipped = look({}).get("detail") == "not asked for"
+    assert (name, skipped) == ("guest", depth not in boots.RECIPES)
 
 
 def test_a_boot_that_has_no_time_is_not_begun() -> None:

@@ -38,6 +38,14 @@ def test_the_payload_gives_whole_evidence_and_nothing_else() -> None:
     assert evidence.kvm.execution.detail == "not asked for"
 
 
+def test_what_a_look_does_not_need_is_not_loaded() -> None:
+    command = [sys.executable, "-X", "importtime", "-I", "-"]
+    answer = subprocess.run(command, input=payload(Boot("none"), timeout_s=30), capture_output=True, timeout=60)
+    loaded = set(re.findall(r"\| +([\w.]+)$", answer.stderr.decode(), re.MULTILINE))
+    assert {"collector.main", "collector.network_live"} <= loaded
+    assert loaded.isdisjoint({"collector.boots", "collector.guest", "importlib.abc", "lzma", "ssl", "urllib", "uuid"})
+
+
 def test_without_time_the_document_is_whole_and_says_so() -> None:
     evidence = decode(run(payload(Boot(), timeout_s=0)).stdout)
     assert set(evidence.errors) == set(Evidence.__struct_fields__) - {
