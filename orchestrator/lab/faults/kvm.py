@@ -89,7 +89,12 @@ FAULTS = (
         check="qemu.version",
         inject=_replaced(
             QEMU,
-            f'if [ "\\$*" = --version ]; then echo QEMU emulator version 99.1.0; else exec {QEMU}.drill "\\$@"; fi',
+            f"""\
+case "\\$*" in
+    --version) echo QEMU emulator version 99.1.0 ;;
+    *"-qmp stdio") {QEMU}.drill "\\$@" | sed 's/"major": [0-9]*/"major": 99/' ;;
+    *) exec {QEMU}.drill "\\$@" ;;
+esac""",
         ),
         heal=_restored(QEMU),
     ),
@@ -97,7 +102,15 @@ FAULTS = (
         id="qemu-without-kvm",
         says="The emulator was built without KVM.",
         check="qemu.kvm",
-        inject=_replaced(QEMU, f'if [ "\\$*" = "-accel help" ]; then echo tcg; else exec {QEMU}.drill "\\$@"; fi'),
+        inject=_replaced(
+            QEMU,
+            f"""\
+case "\\$*" in
+    "-accel help") echo tcg ;;
+    *"-qmp stdio") echo "-machine none,accel=kvm: invalid accelerator kvm" >&2; exit 1 ;;
+    *) exec {QEMU}.drill "\\$@" ;;
+esac""",
+        ),
         heal=_restored(QEMU),
     ),
     Fault(
