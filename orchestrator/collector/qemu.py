@@ -11,28 +11,37 @@ from . import files, kvm, shell
 from .contract import Contract
 
 FOLDERS = ("/usr/share/qemu/firmware", "/etc/qemu/firmware")
-QUESTIONS = b"".join(
-    json.dumps({"execute": command}).encode("ascii") + b"\n"
-    for command in ("qmp_capabilities", "query-version", "query-kvm", "quit")
-)
+QUESTIONS = b"""\
+{"execute": "qmp_capabilities"}
+{"execute": "query-version"}
+{"execute": "query-kvm"}
+{"execute": "qom-list-types", "arguments": {"implements": "accel"}}
+{"execute": "quit"}
+"""
+ACCELERATOR = re.compile(r"(?!qtest-)(\w+)-accel$")  # qtest is for QEMU's own tests, `-accel help` leaves it out, too
 
 
 def look(contract: Contract, node: Dict[str, Any]) -> Dict[str, Any]:
-    """`node` is /dev/kvm, as the section kvm found it."""
+    """`node` is /dev/kvm, as the section kvm found it. A QEMU that gets KVM tells everything at once."""
     binary = find(contract.text("qemu.binary"))
+    usable = bool(binary and node.get("exists") and not node.get("errno"))
+    said = accel(binary, kvm.qemu_user(contract) if os.geteuid() == 0 else None) if usable else {}
+    accelerators = said.pop("accelerators", [])
     found: Dict[str, Any] = {
         "binary": binary,
         "img": shell.which(contract.text("qemu.img", "qemu-img")),
         "firmware": firmware(os.uname().machine),
         "swtpm": shell.which("swtpm"),
     }
-    if binary:
+    if accelerators:
+        found.update(version=said.get("version", ""), accelerators=accelerators)
+    elif binary:
         found.update(ask(binary))
     if found["swtpm"]:
         # "TPM emulator version 0.7.1, Copyright ..."
         found["swtpm_version"] = version(shell.run([found["swtpm"], "--version"]).out)
-    if "kvm" in found.get("accelerators", []) and node.get("exists") and not node.get("errno"):
-        found["accel"] = accel(binary, kvm.qemu_user(contract) if os.geteuid() == 0 else None)
+    if usable and "kvm" in found.get("accelerators", []):
+        found["accel"] = said
     return found
 
 
@@ -82,11 +91,14 @@ def becoming(user: kvm.User) -> Callable[[], None]:
 
 
 def answers(said: shell.Result) -> Dict[str, Any]:
-    """Of query-version and query-kvm; or why there is none, which QEMU says on stderr."""
+    """Of query-version, query-kvm and qom-list-types; or why there is none, which QEMU says on stderr."""
     found: Dict[str, Any] = {}
     for line in said.out.splitlines():
         try:
             answer = json.loads(line)["return"]
+            if isinstance(answer, list):
+                names = [ACCELERATOR.match(kind["name"]) for kind in answer]
+                found["accelerators"] = sorted(name.group(1) for name in names if name)
             if "qemu" in answer:
                 found["version"] = "{major}.{minor}.{micro}".format(**answer["qemu"])
             if "enabled" in answer:

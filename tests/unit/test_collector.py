@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -466,6 +467,7 @@ ANSWER = """{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, 
 {"return": {}}
 {"return": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "Debian 1:7.2+dfsg-7+deb12u18+b3"}}
 {"return": {"enabled": true, "present": true}}
+{"return": [{"name": "tcg-accel"}, {"name": "kvm-accel"}, {"name": "qtest-accel"}, {"name": "accel"}, {"name": "hax"}]}
 {"timestamp": {"seconds": 1795761957}, "event": "SHUTDOWN", "data": {"guest": false, "reason": "host-qmp-quit"}}
 {"return": {}}
 """
@@ -473,7 +475,9 @@ ANSWER = """{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, 
 
 def test_qemu_tells_that_it_uses_kvm() -> None:
     found = qemu.answers(shell.Result(0, ANSWER, ""))
+    accelerators = found.pop("accelerators")
     assert found == {"version": "7.2.22", "enabled": True, "outcome": "works", "detail": ""}
+    assert accelerators == ["kvm", "tcg"]
 
 
 def test_qemu_without_kvm_is_broken_and_silence_has_its_reason() -> None:
@@ -487,6 +491,64 @@ def test_qemu_without_kvm_is_broken_and_silence_has_its_reason() -> None:
         "detail": "Could not access KVM kernel module: Permission denied qemu: failed",
     }
     assert qemu.answers(shell.Result(-11, "[]\n{\n", ""))["detail"] == "exit -11"
+
+
+# Speaks as QEMU does: over QMP where KVM is there for it, and to people.
+QEMU = """#!/bin/sh
+echo "$@" >> {asked}
+case "$*" in
+    --version) echo "QEMU emulator version 7.2.22 (Debian 1:7.2)" ;;
+    "-accel help") printf 'Accelerators supported in QEMU binary:\\n%s' '{offered}' ;;
+    *) {qmp} ;;
+esac
+"""
+USABLE = {"exists": True, "errno": ""}
+Ask = Callable[..., tuple[dict[str, Any], list[str]]]
+
+
+@pytest.fixture
+def ask_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
+    """What the collector finds, and what it asked QEMU for."""
+
+    def ask(qmp: str, offered: str = "tcg\nkvm\n", node: dict[str, Any] = USABLE) -> tuple[dict[str, Any], list[str]]:
+        binary, asked = tmp_path / "qemu", tmp_path / "asked"
+        (tmp_path / "answer").write_text(ANSWER)
+        binary.write_text(QEMU.format(asked=asked, offered=offered, qmp=qmp.format(answer=tmp_path / "answer")))
+        binary.chmod(0o755)
+        monkeypatch.setattr(kvm, "qemu_user", lambda contract: None)
+        found = qemu.look(Contract({"qemu": {"binary": str(binary)}}), node)
+        return found, asked.read_text().splitlines()
+
+    return ask
+
+
+def test_a_qemu_that_gets_kvm_is_started_once(ask_qemu: Ask) -> None:
+    found, asked = ask_qemu("cat {answer}")
+    assert (found["version"], found["accelerators"], len(asked)) == ("7.2.22", ["kvm", "tcg"], 1)
+    assert found["accel"]["outcome"] == "works"
+    assert "accelerators" not in found["accel"]
+
+
+@pytest.mark.parametrize(
+    ("qmp", "offered", "node", "accel"),
+    [
+        pytest.param("echo no >&2; exit 1", "tcg\nkvm\n", USABLE, "broken", id="refused"),
+        pytest.param("grep -v tcg {answer}", "tcg\nkvm\n", USABLE, "works", id="older"),
+        pytest.param("echo invalid accelerator kvm >&2; exit 1", "tcg\n", USABLE, None, id="without-kvm"),
+        pytest.param("exit 9", "tcg\nkvm\n", {"exists": True, "errno": "EACCES"}, None, id="closed"),
+    ],
+)
+def test_a_qemu_that_does_not_tell_over_qmp_is_asked_as_people_do(
+    qmp: str,
+    offered: str,
+    node: dict[str, Any],
+    accel: str | None,
+    ask_qemu: Ask,
+) -> None:
+    found, asked = ask_qemu(qmp, offered, node)
+    assert (found["version"], found["accelerators"]) == ("7.2.22", sorted(offered.split()))
+    assert {"--version", "-accel help"} <= set(asked)
+    assert found.get("accel", {}).get("outcome") == accel
 
 
 def test_a_qemu_that_hangs_is_ended(tmp_path: Path) -> None:
