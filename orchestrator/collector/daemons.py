@@ -14,22 +14,20 @@ GONE = re.compile(r"/(libvirt[^/\n]*\.so[^/\n]*|libvirtd|virt[a-z]+d) \(deleted\
 MOST_LINES = 50
 
 
-def look() -> Dict[str, Any]:
-    """Once a client was there: an idle daemon is not running before."""
+def look(libvirt: Dict[str, Any]) -> Dict[str, Any]:
+    """Once a client was there, for the section `libvirt`: an idle daemon is not running before."""
     pids = running()
-    program = shell.which(next(iter(sorted(pids, key=lambda name: name not in FAMILY)), ""))
-    commands = [[program, "--version"]] if program else []
-    found: Dict[str, Any] = {"daemons": pids, "replaced": replaced(pids), "journal": None}
-    found["silent"] = unheard(pids)
+    name = next(iter(sorted(pids, key=lambda name: name not in FAMILY)), "")
+    program, gone = shell.which(name), replaced(pids)
+    found: Dict[str, Any] = {"daemons": pids, "replaced": gone, "journal": None, "silent": unheard(pids)}
+    if name in FAMILY and gone == [] and runs(pids[name], program):
+        found["installed"] = libvirt.get("version", "")
+    if program and not found.get("installed"):
+        found["installed"] = installed(shell.run([program, "--version"]).out)
     if not found["silent"] and os.geteuid() == 0:
-        commands.append(question(pids))
-    with shell.ahead(*commands) as pending:
-        if program:
-            found["installed"] = installed(pending[0].result().out)
-        if len(commands) > bool(program):
-            answer = pending[-1].result(15)
-            found["journal"] = None if answer.code else messages(answer.out)
-            found["silent"] = " ".join(answer.err.split()) if answer.code else ""
+        answer = shell.run(question(pids), 15)
+        found["journal"] = None if answer.code else messages(answer.out)
+        found["silent"] = " ".join(answer.err.split()) if answer.code else ""
     return found
 
 
@@ -45,6 +43,14 @@ def running(proc: str = "/proc") -> Dict[str, int]:
         if ours:
             found[name] = int(os.path.basename(folder))
     return found
+
+
+def runs(pid: int, program: str, proc: str = "/proc") -> bool:
+    """The program is the very file that the process runs, so that its version is the one that answers."""
+    try:
+        return os.path.samefile("{}/{}/exe".format(proc, pid), program)
+    except OSError:
+        return False
 
 
 def namespace(folder: str) -> str:

@@ -52,7 +52,7 @@ def sections(wish: Wish, deadline: Deadline) -> List[Section]:
         ("kvm", 15, lambda found: kvm.look(contract(found), wish.depth)),
         ("qemu", 20, lambda found: qemu.look(contract(found), found.get("kvm", {}).get("node", {}))),
         ("libvirt", 40, lambda found: libvirt.look(contract(found))),
-        ("daemons", 20, lambda found: daemons.look()),
+        ("daemons", 20, lambda found: daemons.look(found.get("libvirt", {}))),
         (
             "storage",
             90 if wish.active else 40,

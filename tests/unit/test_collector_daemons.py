@@ -82,6 +82,47 @@ def test_messages_are_one_line_each_whatever_they_are_made_of() -> None:
     assert daemons.messages(said) == ["one two", "b\ufffdb"]
 
 
+@pytest.fixture
+def libvirtd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program that tells its version, and a process that is said to run it."""
+    program = tmp_path / "libvirtd"
+    program.write_text("#!/bin/sh\necho 'libvirtd (libvirt) 10.0.0'\n")
+    program.chmod(0o755)
+    (tmp_path / "proc" / "811").mkdir(parents=True)
+    (tmp_path / "proc" / "811" / "exe").symlink_to(program)
+    monkeypatch.setattr(shell, "PATH", str(tmp_path))
+    monkeypatch.setattr(daemons, "running", lambda: {"libvirtd": 811})
+    monkeypatch.setattr(daemons, "replaced", lambda pids: [])
+    there = daemons.runs
+    monkeypatch.setattr(daemons, "runs", lambda pid, path: there(pid, path, str(tmp_path / "proc")))
+    return program
+
+
+@pytest.mark.parametrize(
+    ("answered", "installed"),
+    [
+        pytest.param({"version": "9.0.0"}, "9.0.0", id="what-answers-is-the-file-that-is-installed"),
+        pytest.param({}, "10.0.0", id="nothing-answers"),
+    ],
+)
+def test_a_program_that_runs_is_as_old_as_what_answers(
+    libvirtd: Path, answered: dict[str, str], installed: str
+) -> None:
+    assert daemons.look(answered)["installed"] == installed
+
+
+def test_a_program_that_another_one_took_the_place_of_is_asked_itself(
+    libvirtd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemons, "replaced", lambda pids: ["libvirtd"])
+    assert daemons.look({"version": "9.0.0"})["installed"] == "10.0.0"
+    monkeypatch.setattr(daemons, "replaced", lambda pids: [])
+    exe = tmp_path / "proc" / "811" / "exe"
+    exe.unlink()
+    exe.symlink_to("/bin/sh")
+    assert daemons.look({"version": "9.0.0"})["installed"] == "10.0.0"
+
+
 def test_the_version_is_that_of_the_program() -> None:
     assert daemons.installed("libvirtd (libvirt) 9.0.0\n") == "9.0.0"
     assert daemons.installed("") == ""
