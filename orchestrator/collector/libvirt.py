@@ -1,10 +1,11 @@
 """The libvirt daemons: their units, whether one answers, and the settings that the contract names."""
 
+import contextlib
 import os
 import re
 import time
 import xml.etree.ElementTree as ElementTree
-from typing import Any, Dict, Iterable, List
+from typing import Any, Dict, Iterable, List, Set
 
 from . import files, shell
 from .contract import Contract
@@ -20,6 +21,12 @@ MODULAR = (
     "virtstoraged",
     "virtinterfaced",
     "virtproxyd",
+)
+UNIT_FOLDERS = (  # where systemd looks for files, systemd.unit(5), and where it notes what it started
+    *("/etc/systemd/system.control", "/run/systemd/system.control", "/run/systemd/transient"),
+    *("/run/systemd/generator.early", "/etc/systemd/system", "/etc/systemd/system.attached", "/run/systemd/system"),
+    *("/run/systemd/system.attached", "/run/systemd/generator", "/usr/local/lib/systemd/system"),
+    *("/usr/lib/systemd/system", "/lib/systemd/system", "/run/systemd/generator.late", "/run/systemd/units"),
 )
 SHOWN = "Id,LoadState,ActiveState,UnitFileState,MainPID"
 SECRET = re.compile(r"passw|secret|credential", re.IGNORECASE)
@@ -42,7 +49,10 @@ def look(contract: Contract) -> Dict[str, Any]:
 
 
 def units(extra: Iterable[str]) -> Dict[str, Dict[str, str]]:
-    """LoadState and the others of every unit of both families, from one call; nothing where systemd does not run."""
+    """LoadState and the others of every unit of both families, from one call; nothing where systemd does not run.
+
+    To ask for a unit that is nowhere takes as long as for any other, and of both families most are nowhere.
+    """
     if not shell.which("systemctl") or not os.path.isdir("/run/systemd/system"):
         return {}
     names = [
@@ -50,10 +60,22 @@ def units(extra: Iterable[str]) -> Dict[str, Dict[str, str]]:
     ]
     names += ["libvirtd-tcp.socket", "libvirtd-tls.socket", "virtproxyd-tcp.socket", "virtproxyd-tls.socket"]
     names += ["virtlogd.service", "virtlogd.socket", "virtlockd.service", "virtlockd.socket"]
+    names = somewhere(names)
     names += sorted(name for name in set(extra) - set(names) if re.match(r"[\w.@-]+$", name) and name[0] != "-")
+    if not names:
+        return {}
     answer = shell.run(["systemctl", "show", "--property=" + SHOWN, "--", *names[:120]])
     blocks = [dict(re.findall(r"^(\w+)=(.*)$", block, re.MULTILINE)) for block in answer.out.split("\n\n")]
     return {block["Id"]: {key: block.get(key, "") for key in SHOWN.split(",")} for block in blocks if "Id" in block}
+
+
+def somewhere(names: List[str], folders: Iterable[str] = UNIT_FOLDERS) -> List[str]:
+    """Those that have a file, or were started from one that is gone."""
+    known: Set[str] = set()
+    for folder in folders:
+        with contextlib.suppress(OSError):  # most of these folders are not there
+            known.update(name.replace("invocation:", "") for name in os.listdir(folder))
+    return [name for name in names if name in known]
 
 
 def connection(uri: str, timeout_s: float = 25) -> Dict[str, Any]:

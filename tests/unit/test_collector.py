@@ -598,6 +598,18 @@ def test_domain_types_are_those_of_the_hosts_architecture() -> None:
     assert libvirt.domain_types(xml) == ["kvm", "qemu"]
 
 
+def test_a_unit_is_asked_for_where_it_has_a_file_or_was_started(tmp_path: Path) -> None:
+    etc, lib, started = (tmp_path / name for name in ("etc", "lib", "units"))
+    for folder in (etc, lib, started):
+        folder.mkdir()
+    (etc / "libvirtd-tcp.socket").symlink_to("/dev/null")  # masked
+    (lib / "libvirtd.service").touch()
+    (started / "invocation:virtqemud.socket").symlink_to("0123456789abcdef")
+    names = ["libvirtd-tcp.socket", "libvirtd.service", "virtqemud.socket", "virtqemud.service"]
+    folders = [str(folder) for folder in (etc, lib, started, tmp_path / "absent")]
+    assert libvirt.somewhere(names, folders) == names[:3]
+
+
 def test_versions_are_found_in_what_programs_print() -> None:
     assert qemu.version("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)\nCopyright") == "7.2.22"
     assert qemu.version("TPM emulator version 0.7.1, Copyright (c) 2014") == "0.7.1"
