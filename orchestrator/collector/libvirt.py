@@ -143,7 +143,7 @@ def settings(wished: Dict[str, Any], folder: str = FOLDER) -> Dict[str, Dict[str
 def parse(text: str) -> Dict[str, str]:
     """`key = value` where the value is a number, a "string" or a [ list ] that may span lines. The first wins, as in
     libvirt."""
-    plain = re.sub(r"^\s*#.*$", "", text, flags=re.MULTILINE)
+    plain = "\n".join(line for line in text.split("\n") if not line.lstrip().startswith("#"))
     pairs = re.findall(r'^\s*(\w+)\s*=\s*(\[[^\]]*\]|"[^"\n]*"|[^\s#]+)', plain, re.MULTILINE)
     return {key: " ".join(value.split()) for key, value in reversed(pairs)}
 
