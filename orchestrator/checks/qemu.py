@@ -18,7 +18,7 @@ PACKAGE = re.compile(r"qemu-(system-\w+|x86|arm|kvm|base)")
     sections=("qemu",),
     explained_by=("contract.packages",),
     proves="The QEMU that libvirt will start is installed and starts.",
-    how="The contract's binary, or the first of those that distributions install, run with --version.",
+    how="The contract's binary, or the first of those that distributions install, is started and tells its version.",
     todo=PROVISION,
 )
 def binary(case: Case) -> Finding:
@@ -48,7 +48,7 @@ def numbers(version: str) -> tuple[int, ...]:
     explained_by=("contract.packages",),
     proves="The QEMU that libvirt starts has the version of the installed package, and not one that somebody put there "
     "beside it, which gets no security updates.",
-    how="Major and minor number of --version, against the version of the contract's package.",
+    how="Major and minor number of its version, against the version of the contract's package.",
     todo="Find out where it comes from: `dpkg -S PATH` or `rpm -qf PATH`. Install the package again.",
 )
 def version(case: Case) -> Finding:

@@ -4,7 +4,7 @@ import glob
 import json
 import os
 import xml.etree.ElementTree as ElementTree
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
 from . import files, qemu, shell
 from .contract import Contract
@@ -20,11 +20,20 @@ def look(contract: Contract, found: Dict[str, Any]) -> Dict[str, Any]:
     if not found.get("libvirt", {}).get("connected"):
         return dict(answer, error="libvirt does not answer")
     kind = "kvm" if "kvm" in found["libvirt"].get("domain_types", []) else "qemu"
+    text, error = heard(contract, found["libvirt"], kind)
+    if not text:
+        return dict(answer, error=error.strip().replace("error: ", "").replace("\n", ": "))
+    return dict(answer, **capabilities(text))
+
+
+def heard(contract: Contract, libvirt: Dict[str, Any], kind: str) -> Tuple[str, str]:
+    """The document, or why there is none: what the section libvirt heard, if that is an answer for this kind."""
+    text, error = libvirt.get("of_guests", ""), libvirt.get("of_guests_error", "")
+    if "<domain>{}</domain>".format(kind) in text or (error and not text):
+        return text, error
     virsh = [shell.which("virsh"), "-c", contract.text("libvirt.uri", URI)]
     said = shell.run([*virsh, "domcapabilities", "--machine", "q35", "--virttype", kind], 25)
-    if said.code != 0:
-        return dict(answer, error=said.err.strip().replace("error: ", "").replace("\n", ": "))
-    return dict(answer, **capabilities(said.out))
+    return ("", said.err) if said.code else (said.out, "")
 
 
 def capabilities(text: str) -> Dict[str, Any]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from orchestrator.collector import daemons, libvirt, network, shell, storage
+from orchestrator.collector import daemons, libvirt, network, shell, storage, windows
 from orchestrator.collector.contract import Contract
+from orchestrator.collector.limits import bounded
+from orchestrator.payload import shape
 
 MAPS = """\
 55d0-55d1 r--p 00000000 fe:00 1 /usr/sbin/libvirtd
@@ -137,7 +141,60 @@ def test_a_daemon_that_never_answers_costs_its_time_once(tmp_path: Path, monkeyp
     found = {"libvirt": libvirt.connection("qemu:///system", 0.5)}
     assert found["libvirt"]["connected"] is False
     assert "gave no answer in time" in found["libvirt"]["error"]
+    questions = asked.read_text()
     contract = Contract({"networks": {"lab": {}}, "pools": {"images": {}}})
     assert network.look(contract, found["libvirt"])["error"] == found["libvirt"]["error"]
     assert storage.look(contract, True, found["libvirt"])["error"] == found["libvirt"]["error"]
-    assert len(asked.read_text().splitlines()) == 1
+    assert "error" in windows.look(contract, found)
+    assert asked.read_text() == questions
+
+
+# Speaks as virsh does: about guests, and about itself.
+VIRSH = """#!/bin/sh
+echo "$*" >> {asked}
+case "$*" in *domcapabilities*) {guests} ;; esac
+case "$3" in
+    *"; capabilities") echo "Running against daemon: 9.0.0"; echo "<capabilities><guest><arch name='{arch}'>"
+        echo "<domain type='kvm'/></arch></guest></capabilities>" ;;
+esac
+"""
+GUESTS = "<domainCapabilities><domain>{}</domain><machine>pc-q35-7.2</machine></domainCapabilities>"
+
+
+def ask_virsh(folder: Path, guests: str, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], list[str]]:
+    """What both sections find, and with which words virsh was asked for it."""
+    asked = folder / "asked"
+    (folder / "virsh").write_text(VIRSH.format(asked=asked, guests=guests, arch=os.uname().machine))
+    (folder / "virsh").chmod(0o755)
+    monkeypatch.setattr(shell, "PATH", f"{folder}:/usr/bin:/bin")
+    found: dict[str, Any] = {"libvirt": libvirt.connection("qemu:///system", 5)}
+    found["windows"] = windows.look(Contract(None), found)
+    return found, asked.read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("guests", "questions"),
+    [
+        pytest.param(f"echo '{GUESTS.format('kvm')}'", 1, id="one-virsh-for-both"),
+        pytest.param(f'echo "{GUESTS.format("$([ $# = 3 ] && echo qemu || echo kvm)")}"', 2, id="another-kind"),
+        pytest.param(f"[ $# = 3 ] && exec sleep 60; echo '{GUESTS.format('kvm')}'", 3, id="late"),
+    ],
+)
+def test_the_daemon_and_its_guests_are_told_in_as_few_answers_as_can_be(
+    guests: str, questions: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, asked = ask_virsh(tmp_path, guests, monkeypatch)
+    assert (found["libvirt"]["version"], found["libvirt"]["domain_types"]) == ("9.0.0", ["kvm"])
+    assert found["windows"]["machine"] == "pc-q35-7.2"
+    assert len(asked) == questions
+    assert not {"of_guests", "of_guests_error"} & set(bounded(found, shape())["libvirt"])
+
+
+def test_an_error_about_guests_is_no_error_of_the_daemon_and_provoked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = r"printf 'error: failed\nerror: no such machine\nerror: failed to get the version\nerror: why\n' >&2"
+    found, asked = ask_virsh(tmp_path, said, monkeypatch)
+    assert (found["libvirt"]["connected"], found["libvirt"]["version"]) == (True, "9.0.0")
+    assert found["windows"]["error"] == "failed: no such machine"
+    assert len(asked) == 1
