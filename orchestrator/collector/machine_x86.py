@@ -12,7 +12,8 @@ import struct
 import time
 from typing import Any, Callable, Dict, Optional
 
-GET_API_VERSION = 0xAE00
+from .kvm import GET_API_VERSION
+
 CREATE_VM = 0xAE01
 GET_VCPU_MMAP_SIZE = 0xAE04
 CREATE_VCPU = 0xAE41

@@ -31,6 +31,7 @@ from orchestrator.collector import (
     libvirt,
     limits,
     machine_x86,
+    proof,
     qemu,
     shell,
     system,
@@ -422,14 +423,14 @@ def test_a_guest_executes_and_its_speed_is_told() -> None:
 def test_a_guest_that_does_something_else_is_no_proof(right: str, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     code = machine_x86.PROOF.replace(bytes.fromhex(right), bytes.fromhex(wrong))
     monkeypatch.setattr(machine_x86, "PROOF", code)
-    answer = kvm.execute(lambda report: machine_x86.prove(report, bytes(16)))
+    answer = proof.execute(lambda report: machine_x86.prove(report, bytes(16)))
     assert (answer["outcome"], answer["step"]) == ("broken", "compare")
 
 
 @needs_kvm
 def test_a_guest_that_leaves_its_memory_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_x86, "PROOF", bytes.fromhex("b8 00f0 8ed8 a00000 f4"))  # reads at 0xf0000
-    answer = kvm.execute(lambda report: machine_x86.prove(report, bytes(16)))
+    answer = proof.execute(lambda report: machine_x86.prove(report, bytes(16)))
     assert (answer["outcome"], answer["step"], answer["exit_reason"]) == ("broken", "run", 6)
 
 
@@ -444,7 +445,7 @@ def test_a_broken_step_is_named_with_its_errno() -> None:
         report("create_vm")
         raise OSError(16, "Device or resource busy")
 
-    answer = kvm.execute(job)
+    answer = proof.execute(job)
     assert (answer["outcome"], answer["step"], answer["errno"]) == ("broken", "create_vm", "EBUSY")
 
 
