@@ -76,7 +76,7 @@ def version(case: Case) -> Finding:
     sections=("qemu",),
     requires=("qemu.binary",),
     proves="This QEMU was built with KVM.",
-    how="QEMU names its accelerators: over QMP (qom-list-types), or with `-accel help` where it gets no KVM.",
+    how="QEMU names its accelerators: over QMP, or with `-accel help` where it gets no KVM.",
     todo="Install the distribution's QEMU for the host's own architecture.",
 )
 def kvm(case: Case) -> Finding:

@@ -11,14 +11,20 @@ from . import files, kvm, shell
 from .contract import Contract
 
 FOLDERS = ("/usr/share/qemu/firmware", "/etc/qemu/firmware")
-QUESTIONS = b"""\
-{"execute": "qmp_capabilities"}
-{"execute": "query-version"}
-{"execute": "query-kvm"}
-{"execute": "qom-list-types", "arguments": {"implements": "accel"}}
-{"execute": "quit"}
-"""
-ACCELERATOR = re.compile(r"(?!qtest-)(\w+)-accel$")  # qtest is for QEMU's own tests, `-accel help` leaves it out, too
+OTHERS = ("tcg", "xen", "mshv")  # accelerators of Linux beside KVM; to list what it has, QEMU loads all its modules
+QUESTIONS = b"".join(
+    json.dumps(question).encode("ascii") + b"\n"
+    for question in (
+        {"execute": "qmp_capabilities"},
+        {"execute": "query-version"},
+        {"execute": "query-kvm"},
+        *(
+            {"execute": "qom-list-properties", "arguments": {"typename": name + "-accel"}, "id": name}
+            for name in OTHERS
+        ),
+        {"execute": "quit"},
+    )
+)
 
 
 def look(contract: Contract, node: Dict[str, Any]) -> Dict[str, Any]:
@@ -91,20 +97,23 @@ def becoming(user: kvm.User) -> Callable[[], None]:
 
 
 def answers(said: shell.Result) -> Dict[str, Any]:
-    """Of query-version, query-kvm and qom-list-types; or why there is none, which QEMU says on stderr."""
+    """Of query-version, query-kvm and for OTHERS; or why there is none, which QEMU says on stderr."""
     found: Dict[str, Any] = {}
+    there: Dict[str, bool] = {}
     for line in said.out.splitlines():
         try:
-            answer = json.loads(line)["return"]
-            if isinstance(answer, list):
-                names = [ACCELERATOR.match(kind["name"]) for kind in answer]
-                found["accelerators"] = sorted(name.group(1) for name in names if name)
+            reply = json.loads(line)
+            if "id" in reply and ("return" in reply or reply["error"]["class"] == "DeviceNotFound"):
+                there[reply["id"]] = "return" in reply
+            answer = reply["return"]
             if "qemu" in answer:
                 found["version"] = "{major}.{minor}.{micro}".format(**answer["qemu"])
             if "enabled" in answer:
                 found["enabled"] = bool(answer["enabled"])
         except (ValueError, KeyError, TypeError):  # the greeting, an event, an error
             continue
+    if found.get("enabled") and set(there) == set(OTHERS):
+        found["accelerators"] = sorted(["kvm", *(name for name in OTHERS if there[name])])
     if "enabled" in found:
         return dict(found, outcome="works" if found["enabled"] else "broken", detail="")
     lines = [line.strip() for line in said.err.splitlines() if line.strip()]
