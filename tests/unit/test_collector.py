@@ -233,6 +233,42 @@ def test_what_is_said_to_a_command_arrives_and_one_that_does_not_listen_is_no_er
     assert shell.talk(["sh", "-c", "exec <&-; echo why >&2; exit 3"], b"x" * 60000) == shell.Result(3, "", "why\n")
 
 
+# --- where we are
+
+
+@pytest.mark.parametrize(
+    ("noted", "container", "machine", "expected", "calls"),
+    [
+        pytest.param("", "none", "none", ("", ""), 1, id="bare-metal"),
+        pytest.param("", "none", "kvm", ("", "kvm"), 1, id="machine"),
+        pytest.param("systemd-nspawn\n", "systemd-nspawn", "kvm", ("systemd-nspawn", "kvm"), 1, id="container-noted"),
+        pytest.param("", "docker", "none", ("docker", ""), 2, id="container-of-another-init"),
+        pytest.param("oci\n", "podman", "qemu", ("podman", "qemu"), 2, id="noted-in-other-words"),
+        pytest.param("", "none", "a-new-one", ("", "a-new-one"), 3, id="machine-that-we-do-not-know"),
+        pytest.param("", "a-new-one", "kvm", ("a-new-one", "kvm"), 3, id="container-that-we-do-not-know"),
+    ],
+)
+def test_container_and_hypervisor_are_told_apart(
+    noted: str,
+    container: str,
+    machine: str,
+    expected: tuple[str, str],
+    calls: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tool, asked = tmp_path / "systemd-detect-virt", tmp_path / "asked"
+    inner = machine if container == "none" else container
+    says = f'case "$1" in --container) echo {container};; --vm) echo {machine};; *) echo {inner};; esac'
+    tool.write_text(f"#!/bin/sh\necho >> {asked}\n{says}\n")
+    tool.chmod(0o755)
+    (tmp_path / "noted").write_text(noted)
+    monkeypatch.setattr(shell, "PATH", str(tmp_path))
+    monkeypatch.setitem(shell.ENVIRONMENT, "PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert system.surroundings(str(tmp_path / "noted")) == expected
+    assert len(asked.read_text()) == calls
+
+
 # --- children
 
 
