@@ -36,13 +36,15 @@ SECRET = re.compile(r"passw|secret|credential", re.IGNORECASE)
 
 def look(contract: Contract) -> Dict[str, Any]:
     unit = [contract.text("guests.unit")] if contract.text("guests.unit") else []
-    shown = units(contract.names("libvirt.sockets") + contract.names("libvirt.services") + unit)
+    names = wanted(contract.names("libvirt.sockets") + contract.names("libvirt.services") + unit)
+    shown = units(names)
     found: Dict[str, Any] = {
         "units": {
             name: {"load": unit["LoadState"], "active": unit["ActiveState"], "enabled": unit["UnitFileState"]}
             for name, unit in shown.items()
-            if unit["LoadState"] != "not-found"
+            if unit["LoadState"] != "not-found" and (name in names or unit["ActiveState"] != "failed")
         },
+        "failed_units": failed(shown),  # for the section upkeep; it does not leave the host
         "settings": settings(contract.table("libvirt.settings")),
         "stale": stale({name: int(unit["MainPID"] or 0) for name, unit in shown.items()}),
     }
@@ -50,13 +52,8 @@ def look(contract: Contract) -> Dict[str, Any]:
     return found
 
 
-def units(extra: Iterable[str]) -> Dict[str, Dict[str, str]]:
-    """LoadState and the others of every unit of both families, from one call; nothing where systemd does not run.
-
-    To ask for a unit that is nowhere takes as long as for any other, and of both families most are nowhere.
-    """
-    if not shell.which("systemctl") or not os.path.isdir("/run/systemd/system"):
-        return {}
+def wanted(extra: Iterable[str]) -> List[str]:
+    """The units of both families that are somewhere: to ask for others takes as long, and most are nowhere."""
     names = [
         base + kind for base in FAMILY + MODULAR for kind in (".service", ".socket", "-ro.socket", "-admin.socket")
     ]
@@ -64,11 +61,25 @@ def units(extra: Iterable[str]) -> Dict[str, Dict[str, str]]:
     names += ["virtlogd.service", "virtlogd.socket", "virtlockd.service", "virtlockd.socket"]
     names = somewhere(names)
     names += sorted(name for name in set(extra) - set(names) if re.match(r"[\w.@-]+$", name) and name[0] != "-")
-    if not names:
+    return names[:120]
+
+
+def units(names: List[str], running: str = "/run/systemd/system") -> Dict[str, Dict[str, str]]:
+    """LoadState and the others of these units, and of all that failed: --state holds for what a pattern matches.
+
+    Nothing where systemd does not run, or does not answer.
+    """
+    if not shell.which("systemctl") or not os.path.isdir(running):
         return {}
-    answer = shell.run(["systemctl", "show", "--property=" + SHOWN, "--", *names[:120]])
+    answer = shell.run(["systemctl", "show", "--state=failed", "--property=" + SHOWN, "--", *names, "*"])
     blocks = [dict(re.findall(r"^(\w+)=(.*)$", block, re.MULTILINE)) for block in answer.out.split("\n\n")]
     return {block["Id"]: {key: block.get(key, "") for key in SHOWN.split(",")} for block in blocks if "Id" in block}
+
+
+def failed(shown: Dict[str, Dict[str, str]]) -> List[str]:
+    """In the order of `systemctl list-units`: by type, then by name."""
+    names = [name for name, unit in shown.items() if unit["ActiveState"] == "failed"]
+    return sorted(names, key=lambda name: (name.rpartition(".")[2], name.lower()))
 
 
 def somewhere(names: List[str], folders: Iterable[str] = UNIT_FOLDERS) -> List[str]:

@@ -75,7 +75,7 @@ def sections(wish: Wish, deadline: Deadline) -> List[Section]:
         ("processes", 10, lambda found: processes.look()),
         ("limits", 5, lambda found: ceilings.limits()),
         ("leaks", 3, lambda found: leaks.look()),
-        ("upkeep", 15, lambda found: upkeep.look()),
+        ("upkeep", 15, lambda found: upkeep.look(found.get("libvirt", {}))),
         proof_of_boot(wish, deadline),
     ]
 

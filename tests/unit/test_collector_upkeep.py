@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.collector import clock, files, inventory, leaks, security, upkeep
+from orchestrator.collector import clock, files, inventory, leaks, libvirt, security, shell, upkeep
+from orchestrator.collector.contract import Contract
 
 
 def test_the_kernel_tells_how_far_its_clock_may_be_off() -> None:
@@ -62,6 +63,55 @@ def test_a_number_is_a_number_or_unknown(text: str, number: int | None, tmp_path
 
 
 # --- upkeep
+
+
+# As `systemctl show --state=failed UNIT... "*"` of systemd 252.
+SHOWN = """\
+MainPID=811
+Id=libvirtd.service
+LoadState=loaded
+ActiveState=active
+UnitFileState=enabled
+
+Id=libvirtd-tls.socket
+LoadState=loaded
+ActiveState=failed
+UnitFileState=disabled
+
+MainPID=0
+Id=virtqemud.service
+LoadState=not-found
+ActiveState=inactive
+UnitFileState=
+
+MainPID=0
+Id=Nightly.service
+LoadState=loaded
+ActiveState=failed
+UnitFileState=static
+"""
+
+
+def test_what_failed_is_told_with_the_units_of_libvirt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shown").write_text(SHOWN)
+    (tmp_path / "systemctl").write_text(f"#!/bin/sh\nexec /bin/cat {tmp_path}/shown\n")
+    (tmp_path / "systemctl").chmod(0o755)
+    monkeypatch.setattr(shell, "PATH", str(tmp_path))
+    monkeypatch.setitem(shell.ENVIRONMENT, "PATH", str(tmp_path))
+    ask = libvirt.units
+    monkeypatch.setattr(libvirt, "units", lambda names: ask(names, str(tmp_path)))
+    monkeypatch.setattr(libvirt, "wanted", lambda extra: ["libvirtd.service", "libvirtd-tls.socket"])
+    found = libvirt.look(Contract(None))
+    assert set(found["units"]) == {"libvirtd.service", "libvirtd-tls.socket"}
+    assert upkeep.look(found)["failed_units"] == ["Nightly.service", "libvirtd-tls.socket"]
+
+
+def test_where_the_units_of_libvirt_are_not_known_systemd_is_asked_for_what_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(upkeep, "failed_units", lambda: ["a.service"])
+    assert upkeep.look({})["failed_units"] == ["a.service"]
+    assert upkeep.look({"units": {}, "failed_units": []})["failed_units"] == ["a.service"]
 
 
 def test_failed_units_are_found_with_and_without_the_dot() -> None:
