@@ -56,7 +56,8 @@ def memory_mib(folder: str) -> int:
         block = int(size, 16)
     except ValueError:
         return 0
-    online = [path for path in glob.glob(folder + "/memory*/state") if files.text(path).strip() == "online"]
+    names = [name for name in os.listdir(folder) if name.startswith("memory")]  # 200 on a small host: no second look
+    online = [name for name in names if files.text("{}/{}/state".format(folder, name)).strip() == "online"]
     return block * len(online) >> 20
 
 
