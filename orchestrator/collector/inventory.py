@@ -1,11 +1,12 @@
 """Packages, files and groups that the contract names."""
 
+import glob
 import grp
 import os
 import pwd
 import re
 import stat
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 from . import files, shell
 from .contract import Contract
@@ -24,12 +25,33 @@ MIGHTY = ("sudo", "wheel", "admin")  # whose members are root already where sudo
 def packages(contract: Contract) -> Dict[str, str]:
     """Name -> version, "" where it is not installed, from one call to the first package manager found."""
     names = [name for name in contract.names("packages") if re.match(r"[A-Za-z0-9][\w.+:@-]*$", name)]
+    listed = of_dpkg(names) if names and shell.which("dpkg-query") else None
+    if listed is not None:
+        return {name: listed.get(name, "") for name in names}
     for command, options, pattern in MANAGERS:
         if names and shell.which(command):
             answer = shell.run([command, *options, *names], 15)
             versions = dict(re.findall(pattern, answer.out, re.MULTILINE))
             return {name: versions.get(name, "") for name in names}
     return dict.fromkeys(names, "")
+
+
+def of_dpkg(names: List[str], folder: str = "/var/lib/dpkg") -> Optional[Dict[str, str]]:
+    """Name -> version of what is installed, from dpkg's own list, which dpkg-query reads in three times the time.
+
+    None where that is not all: dpkg notes in files beside it what it is doing. Nor are architectures told apart.
+    """
+    status = files.text(folder + "/status", files.LARGE)
+    if not status or len(status) >= files.LARGE or glob.glob(folder + "/updates/*") or ":" in "".join(names):
+        return None
+    found = {}
+    for entry in status.split("\n\n"):
+        head = entry.partition("\n")[0]
+        if head.startswith("Package: ") and head[len("Package: ") :] in names:
+            fields = dict(re.findall(r"^(Status|Version): (.*)$", entry, re.MULTILINE))
+            if fields.get("Status", "").endswith(" installed"):
+                found[head[len("Package: ") :]] = fields.get("Version", "")
+    return found
 
 
 def states(contract: Contract) -> Dict[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -156,6 +159,61 @@ def test_of_qemu_conf_only_what_confines_leaves_the_host(tmp_path: Path) -> None
     assert security.qemu_conf(str(path)) == {"namespaces": "[ ]", "seccomp_sandbox": "1"}
     assert security.qemu_conf(str(tmp_path / "absent")) == {}
     assert security.qemu_conf(str(tmp_path)) is None
+
+
+STATUS = """\
+Package: libvirt-daemon-system
+Status: install ok installed
+Priority: optional
+Version: 9.0.0-4+deb12u2
+Description: Libvirt daemon configuration files
+ Package: ovmf
+ .
+ Version: 1
+
+Package: ovmf
+Status: deinstall ok config-files
+Version: 2022.11-6
+
+Package: swtpm
+Status: install ok half-installed
+Version: 0.7.1-1.3
+
+Package: libc6
+Status: install ok installed
+Architecture: amd64
+Version: 2.36-9
+"""
+
+
+@pytest.fixture
+def dpkg(tmp_path: Path) -> Path:
+    (tmp_path / "status").write_text(STATUS)
+    (tmp_path / "updates").mkdir()
+    return tmp_path
+
+
+def test_packages_of_dpkg_are_those_that_are_installed(dpkg: Path) -> None:
+    names = ["libvirt-daemon-system", "ovmf", "swtpm", "libc", "absent"]
+    assert inventory.of_dpkg(names, str(dpkg)) == {"libvirt-daemon-system": "9.0.0-4+deb12u2"}
+
+
+def test_dpkg_is_asked_where_its_list_is_not_all(dpkg: Path, tmp_path: Path) -> None:
+    assert inventory.of_dpkg(["libc6:amd64"], str(dpkg)) is None
+    assert inventory.of_dpkg(["libc6"], str(dpkg / "absent")) is None
+    (dpkg / "updates" / "0000").write_text("Package: libc6\nStatus: install reinstreq half-installed\n")
+    assert inventory.of_dpkg(["libc6"], str(dpkg)) is None
+
+
+@pytest.mark.skipif(not shutil.which("dpkg-query"), reason="no dpkg here")
+def test_dpkg_says_the_same_of_what_is_on_this_machine() -> None:
+    said = subprocess.run(["dpkg-query", "-W", "-f", "${Package}\n"], capture_output=True, text=True, check=True).stdout
+    names = sorted(set(said.split()))
+    listed = inventory.of_dpkg(names)
+    if listed is not None:  # else it is at work
+        command, options, pattern = inventory.MANAGERS[0]
+        told = subprocess.run([command, *options, *names], capture_output=True, text=True, check=False).stdout
+        assert listed == dict(re.findall(pattern, told, re.MULTILINE))
 
 
 def test_local_accounts_are_known_by_their_primary_group() -> None:
