@@ -3,39 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Literal, NamedTuple, Self, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from orchestrator import __version__, drift, intent, lock, probe, snapshot
-from orchestrator.checks.host import CONVERGED, DRIFT
 from orchestrator.collect import collect, stream
 from orchestrator.converge import Progress, converge
-from orchestrator.errors import KvmfleetError, StoreError, UnwritableError
-from orchestrator.history.store import PastResult, Store
-from orchestrator.history.store import Run as Record
-from orchestrator.inventory import AnsibleOptions, Fleet, Host, Secrets
-from orchestrator.judge import judge, judge_fleet, read_contract, silence
+from orchestrator.errors import KvmfleetError
+from orchestrator.history.store import Store
+from orchestrator.inventory import AnsibleOptions, Fleet, Secrets
+from orchestrator.judge import judge_fleet
 from orchestrator.model import (
     Boot,
     Collected,
     Depth,
-    Drift,
-    Finding,
     FleetFinding,
     HostConverged,
     HostDrift,
     HostResult,
-    Judgement,
-    Profile,
     Step,
 )
+from orchestrator.past import History, Past
 from orchestrator.probe import Known, Look, Which
 from orchestrator.recording import Recording
-from orchestrator.text import printable
-from orchestrator.waivers import Waivers
+from orchestrator.result import STANDARDS, Standards, judged, profile_of, unheard, with_left
 
 __all__ = [
     "Edges",
@@ -59,7 +52,6 @@ TIMEOUT_S: Mapping[Depth, float] = {
 
 Event = Progress | HostConverged | Collected | Step
 Tell = Callable[[Event], None]
-Command = Literal["provision", "validate", "unprovision"]
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -93,14 +85,55 @@ class Edges(NamedTuple):
 EDGES = Edges()
 
 
-class Standards(NamedTuple):
-    """What hosts are judged by."""
+class _Means(NamedTuple):
+    """How each step of a run gets at hosts, and who hears of it."""
 
-    profile: Profile | None = None  # instead of the one that each host was told to have
-    waivers: Waivers = Waivers()
+    options: AnsibleOptions
+    secrets: Secrets
+    tell: Tell
+    edges: Edges
 
+    def play(self, fleet: Fleet, intents: Mapping[str, str], playbook: str = PLAYBOOK) -> tuple[HostConverged, ...]:
+        if not fleet.hosts:
+            return ()
+        converged = self.edges.converge(
+            playbook, fleet, self.options, secrets=self.secrets, intents=intents, on_event=self.tell
+        )
+        for host in converged:
+            self.tell(host)
+        return converged
 
-STANDARDS = Standards()
+    def prove(
+        self,
+        fleet: Fleet,
+        boot: Boot,
+        standards: Standards,
+        converged: Mapping[str, HostConverged] | None = None,
+    ) -> tuple[HostResult, ...]:
+        """One result for each host of the fleet: a silent host never passes."""
+        if not fleet.hosts:
+            return ()
+        answers = self.edges.collect(
+            fleet.hosts,
+            self.options,
+            boot=boot,
+            secrets=self.secrets,
+            settings=fleet.settings,
+            timeout_s=TIMEOUT_S[boot.depth],
+            on_answer=self.tell,
+            on_step=self.tell,
+        )
+        heard = {answer.host: answer for answer in answers}
+        return tuple(
+            judged(
+                heard.get(host.name) or unheard(host.name),
+                converged.get(host.name) if converged else None,
+                host.groups,
+                standards.profile or profile_of(host, heard.get(host.name)),
+                standards.waivers,
+            )
+            for host in fleet.hosts
+        )
 
 
 def provision(
@@ -125,25 +158,25 @@ def provision(
         StoreError: only what drifted is to be healed, and the history, which knows what that is, cannot be read.
         Interrupted, KeyboardInterrupt: nothing of the run is left on the controller.
     """
-    tell = on_event or _nothing
+    means = _Means(options, secrets, on_event or _nothing, edges)
     with lock.hold(fleet, "provision"):
         intents = intent.digests(fleet)
         if options.check:
-            return Run((), _play(fleet, options, secrets, intents, tell, edges))
+            return Run((), means.play(fleet, intents))
         if which == "needed" and (options.tags or options.skip_tags):
             which = "all"
-        with _History(edges.store, "provision") as history:
+        with History(edges.store, "provision") as history:
             known = history.known(fleet, needed=which == "drifted")
-            looks = _look(fleet, options, secrets, boot, standards, which, known, intents, tell, edges)
+            looks = _look(fleet, means, boot, standards, which, known, intents)
             spared = probe.spared(looks.values(), fleet.hosts, which, intents, __version__)
             unchanged = {name: probe.told(looks[name]) for name in spared}
             for host in unchanged.values():
-                tell(host)
-            played = _play(_only(fleet, lambda name: name not in spared), options, secrets, intents, tell, edges)
+                means.tell(host)
+            played = means.play(_only(fleet, lambda name: name not in spared), intents)
             done = unchanged | {host.host: host for host in played}
             settled = {name: _settled(looks[name], boot, history, done[name]) for name in spared}
             asked = _only(fleet, lambda name: not settled.get(name))
-            proven = {r.host: r for r in _prove(asked, options, secrets, boot, standards, tell, edges, done)}
+            proven = {r.host: r for r in means.prove(asked, boot, standards, done)}
             results = tuple(
                 _with_drift(settled.get(host.name) or proven[host.name], looks.get(host.name), intents[host.name])
                 for host in fleet.hosts
@@ -167,12 +200,12 @@ def unprovision(
         ConvergeError: Ansible could not run the playbook at all.
         Interrupted, KeyboardInterrupt: nothing of the run is left on the controller; the next one goes on.
     """
-    tell = on_event or _nothing
+    means = _Means(options, secrets, on_event or _nothing, edges)
     with lock.hold(fleet, "unprovision"):
         if options.check:
-            return Run((), _play(fleet, options, secrets, {}, tell, edges, BACK))
-        with _History(edges.store, "unprovision") as history:
-            converged = _play(fleet, options, secrets, {}, tell, edges, BACK)
+            return Run((), means.play(fleet, {}, BACK))
+        with History(edges.store, "unprovision") as history:
+            converged = means.play(fleet, {}, BACK)
             return Run((), converged, history.leave(host.host for host in converged if host.outcome == "ok"))
 
 
@@ -187,8 +220,9 @@ def validate(
     edges: Edges = EDGES,
 ) -> Run:
     """Proves every host as it is. Takes no lock: looking changes nothing, and may go on beside a rollout."""
-    with _History(edges.store, "validate") as history:
-        results = _prove(fleet, options, secrets, boot, standards, on_event or _nothing, edges, {})
+    means = _Means(options, secrets, on_event or _nothing, edges)
+    with History(edges.store, "validate") as history:
+        results = means.prove(fleet, boot, standards)
         return Run(results, (), history.keep(results), judge_fleet(results))
 
 
@@ -210,7 +244,7 @@ def watch(
     """
     tell, intents = on_event or _nothing, intent.digests(fleet)
     with edges.store() as store:
-        past = _Past(store)
+        past = Past(store)
         found: dict[str, HostDrift] = {}
 
         def heard(collected: Collected) -> None:
@@ -229,7 +263,7 @@ def watch(
         )
         for host in fleet.hosts:
             if host.name not in found:
-                heard(Collected(host.name, "ssh", problem="the collector gave no answer for it"))
+                heard(unheard(host.name))
         return Watch(tuple(found[host.name] for host in fleet.hosts), past.end())
 
 
@@ -239,34 +273,14 @@ def replay(recordings: Sequence[Recording], standards: Standards = STANDARDS) ->
     return Run(results, fleet=judge_fleet(results))
 
 
-def _play(
-    fleet: Fleet,
-    options: AnsibleOptions,
-    secrets: Secrets,
-    intents: Mapping[str, str],
-    tell: Tell,
-    edges: Edges,
-    playbook: str = PLAYBOOK,
-) -> tuple[HostConverged, ...]:
-    if not fleet.hosts:
-        return ()
-    converged = edges.converge(playbook, fleet, options, secrets=secrets, intents=intents, on_event=tell)
-    for host in converged:
-        tell(host)
-    return converged
-
-
 def _look(
     fleet: Fleet,
-    options: AnsibleOptions,
-    secrets: Secrets,
+    means: _Means,
     boot: Boot,
     standards: Standards,
     which: Which,
     known: Mapping[str, Known],
     intents: Mapping[str, str],
-    tell: Tell,
-    edges: Edges,
 ) -> Mapping[str, Look]:
     """How hosts are before the playbook runs: those that have a baseline; where only drift is healed, all of them.
 
@@ -276,7 +290,7 @@ def _look(
     seen = fleet if which == "drifted" else _only(fleet, lambda name: name in known)
     depth = Boot("none" if which == "all" or boot.depth == "none" else "proof")
     looks = {}
-    for host, result in zip(seen.hosts, _prove(seen, options, secrets, depth, standards, tell, edges, {}), strict=True):
+    for host, result in zip(seen.hosts, means.prove(seen, depth, standards), strict=True):
         past = known.get(host.name)
         baseline = past.baseline if past else None
         seen_drift = drift.judge(result.collected, baseline, intent=intents[host.name], version=__version__)
@@ -288,7 +302,7 @@ def _only(fleet: Fleet, wanted: Callable[[str], bool]) -> Fleet:
     return msgspec.structs.replace(fleet, hosts=tuple(host for host in fleet.hosts if wanted(host.name)))
 
 
-def _settled(look: Look, boot: Boot, history: _History, unchanged: HostConverged) -> HostResult | None:
+def _settled(look: Look, boot: Boot, history: History, unchanged: HostConverged) -> HostResult | None:
     """The result of a host that was spared; None where it is yet to be asked to boot a guest."""
     booted = history.booted(look.host.name) if boot.depth not in ("none", "proof") else None
     before = probe.earlier_boot(look, boot, booted)
@@ -313,244 +327,13 @@ def _with_drift(result: HostResult, look: Look | None, wanted: str) -> HostResul
         intent=wanted,
         version=__version__,
     )
-    if not left:
-        return result
-    left = drift.timed(left, look.known.drift, time.time())
-    finding, (verdict, findings, cause) = _drift_finding(left), msgspec.structs.astuple(result.judgement)
-    judgement = Judgement("degraded" if verdict == "proven" else verdict, (finding, *findings), cause or finding)
-    return msgspec.structs.replace(result, left=left, judgement=judgement)
-
-
-def _drift_finding(left: Sequence[Drift]) -> Finding:
-    names = ", ".join(item.item for item in left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
-    return Finding(
-        DRIFT.id,
-        "warn",
-        f"the playbook left drift as it found it: {names}",
-        printable(left[0].expected or "nothing", 160),
-        printable(left[0].seen or "nothing", 160),
-        "`kvmfleet drift --diff` shows it. Repair it on the host, or say that it is fine with `kvmfleet drift accept`.",
-    )
-
-
-def _prove(
-    fleet: Fleet,
-    options: AnsibleOptions,
-    secrets: Secrets,
-    boot: Boot,
-    standards: Standards,
-    tell: Tell,
-    edges: Edges,
-    converged: Mapping[str, HostConverged],
-) -> tuple[HostResult, ...]:
-    """One result for each host of the fleet: a silent host never passes."""
-    if not fleet.hosts:
-        return ()
-    answers = edges.collect(
-        fleet.hosts,
-        options,
-        boot=boot,
-        secrets=secrets,
-        settings=fleet.settings,
-        timeout_s=TIMEOUT_S[boot.depth],
-        on_answer=tell,
-        on_step=tell,
-    )
-    heard = {answer.host: answer for answer in answers}
-    unheard = "the collector gave no answer for it"
-    return tuple(
-        _result(
-            heard.get(host.name) or Collected(host.name, "ssh", problem=unheard),
-            converged.get(host.name),
-            host.groups,
-            standards.profile or _profile(host, heard.get(host.name)),
-            standards.waivers,
-        )
-        for host in fleet.hosts
-    )
+    return with_left(result, drift.timed(left, look.known.drift, time.time())) if left else result
 
 
 def _replayed(recording: Recording, standards: Standards) -> HostResult:
     collected = msgspec.structs.replace(recording.collected, recorded_at_s=recording.recorded_at_s)
     profile = standards.profile or recording.profile
-    return _result(collected, recording.converged, recording.groups, profile, standards.waivers)
-
-
-def _result(
-    collected: Collected,
-    converged: HostConverged | None,
-    groups: tuple[str, ...],
-    profile: Profile,
-    waivers: Waivers,
-) -> HostResult:
-    host = collected.host
-    contract, judgement = None, silence(collected)
-    if collected.evidence:
-        contract = read_contract(collected.evidence)
-        judgement = judge(collected.evidence, contract, profile, waivers.of(host, groups))
-    return HostResult(host, _with_play(judgement, converged), collected, contract, converged, profile, groups)
-
-
-def _profile(host: Host, collected: Collected | None) -> Profile:
-    """As the host was told; before the first rollout, as it will be told. The strict one where Jinja decides."""
-    contract = read_contract(collected.evidence) if collected and collected.evidence else None
-    if contract:
-        return contract.profile
-    wanted = host.variables.get("kvmfleet_profile")
-    return next((profile for profile in get_args(Profile) if profile == wanted), "production")
-
-
-def _with_play(judgement: Judgement, converged: HostConverged | None) -> Judgement:
-    """A host that the playbook did not finish is never good, whatever its evidence says of what was there before."""
-    if converged is None or converged.outcome in ("ok", "unchanged") or judgement.verdict == "unreachable":
-        return judgement
-    finding = _play_finding(converged)
-    findings = (finding, *judgement.findings)
-    if finding.status == "fail":
-        return Judgement("failed", findings, finding)
-    return Judgement("failed" if judgement.verdict == "failed" else "unknown", findings, judgement.cause or finding)
-
-
-def _play_finding(converged: HostConverged) -> Finding:
-    """The failed task as a finding, so that every report shows it where it shows all others."""
-    # The same words for every host: a report tells hosts that share a failure once.
-    fix = "Settle that, then run the same command again; what is done is not done twice."
-    if converged.failure is None:
-        return Finding(CONVERGED.id, "error", "the playbook never got to this host", "the playbook finishes", "", fix)
-    task, item = converged.failure.task, f" ({converged.failure.item})" if converged.failure.item else ""
-    where = f"task {task}{item}" if converged.outcome == "failed" else f"unreachable at task {task}"
-    summary = f"{where}: {converged.failure.message}"
-    return Finding(CONVERGED.id, "fail", summary, "the playbook finishes", converged.outcome, fix)
-
-
-class _History:
-    """The record of one run, from its start, so that one that was interrupted is known too.
-
-    What cannot be written becomes a note beside the results, and never takes their place; it may still be read.
-    """
-
-    def __init__(self, store: Callable[[], Store], command: Command) -> None:
-        self._store: Store | None = None
-        self._problem: StoreError | None = None
-        self._notes: tuple[StoreError, ...] = ()
-        try:
-            self._store = store()
-            self._notes = self._store.notes
-            self._run = self._store.begin(command)
-        except StoreError as e:
-            self._problem = e
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._store:
-            self._store.close()
-
-    def known(self, fleet: Fleet, *, needed: bool) -> Mapping[str, Known]:
-        """The hosts that have a baseline: none where the history cannot be read, unless it is `needed`."""
-        try:
-            if self._problem and not (self._store and isinstance(self._problem, UnwritableError)):
-                raise self._problem
-            return _known(self._store, fleet) if self._store else {}
-        except StoreError as e:
-            if needed:
-                raise
-            self._problem = self._problem or e
-            return {}
-
-    def booted(self, host: str) -> PastResult | None:
-        """The last result with a guest that booted on the host, as far as it can be told."""
-        try:
-            return self._store.booted(host) if self._store else None
-        except StoreError:
-            return None
-
-    def keep(self, results: Sequence[HostResult]) -> tuple[KvmfleetError, ...]:
-        """A host is its own baseline once the playbook finished on it and it was found good."""
-        if self._problem:
-            return (*self._notes, _unkept(self._problem))
-        try:
-            for result in results:
-                good = result.judgement.verdict in ("proven", "degraded")
-                played = result.converged is not None and result.converged.outcome == "ok"
-                self._run.record(result, baseline=good and played)
-            self._run.finish("finished")
-        except StoreError as e:
-            return (*self._notes, e)
-        return self._notes
-
-    def leave(self, hosts: Iterable[str]) -> tuple[KvmfleetError, ...]:
-        """These hosts are no KVM hosts any more, so there is nothing that they should be like."""
-        if self._problem:
-            return (*self._notes, _unkept(self._problem))
-        try:
-            for host in hosts:
-                self._run.forget_baseline(host)
-            self._run.finish("finished")
-        except StoreError as e:
-            return (*self._notes, e)
-        return self._notes
-
-
-class _Past:
-    """What hosts are compared with, and the record of the comparison."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._notes: dict[str, KvmfleetError] = {note.message: note for note in store.notes}
-        self._run: Record | None = None
-        try:
-            self._run = store.begin("drift")
-        except StoreError as e:
-            self._notes[e.message] = _unkept(e)
-
-    def compare(self, collected: Collected, wanted: str) -> HostDrift:
-        """`wanted` is the digest of what the inventory wants of the host now."""
-        host, now = collected.host, snapshot.take(collected.evidence) if collected.evidence else None
-        try:
-            baseline = self._store.expectation(host)
-            seen = drift.judge(collected, baseline, intent=wanted, version=__version__, now=now)
-        except StoreError as e:
-            seen = HostDrift(host, "unknown", problem=e.message, hint=e.hint)
-        if seen.state == "never-provisioned" and (lost := self._store.lost()):
-            problem = f"{seen.problem}; or its baseline was in the history that was damaged, and lies in {lost} now"
-            seen = msgspec.structs.replace(seen, problem=problem)
-        with self._noted():
-            if self._run:
-                return self._run.watch(seen, now.items if now else None)
-        seen = msgspec.structs.replace(seen, seen_s=time.time())
-        with self._noted():
-            seen = self._store.dated(seen)
-        return seen
-
-    def end(self) -> tuple[KvmfleetError, ...]:
-        """Each thing that could not be written once, however many hosts it concerned."""
-        with self._noted():
-            if self._run:
-                self._run.finish("finished")
-        return tuple(self._notes.values())
-
-    @contextmanager
-    def _noted(self) -> Iterator[None]:
-        try:
-            yield
-        except StoreError as e:
-            self._notes.setdefault(e.message, e)
-
-
-def _unkept(error: StoreError) -> StoreError:
-    return type(error)(f"{error.message.rstrip('.')}, so nothing of this run is kept.", hint=error.hint)
-
-
-def _known(store: Store, fleet: Fleet) -> Mapping[str, Known]:
-    found = {}
-    for host in fleet.hosts:
-        baseline, last = store.expectation(host.name), store.last(host.name)
-        if baseline and last:
-            watched = store.watched(host.name)
-            found[host.name] = Known(baseline, last.verdict, watched.items if watched else ())
-    return found
+    return judged(collected, recording.converged, recording.groups, profile, standards.waivers)
 
 
 def _nothing(_event: Event) -> None:

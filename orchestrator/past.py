@@ -1,0 +1,151 @@
+"""What a run reads in the history and leaves there. What cannot be written is a note, and costs no answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Literal, Self
+
+import msgspec
+
+from orchestrator import __version__, drift, snapshot
+from orchestrator.errors import KvmfleetError, StoreError, UnwritableError
+from orchestrator.history.store import PastResult, Run, Store
+from orchestrator.inventory import Fleet
+from orchestrator.model import Collected, HostDrift, HostResult
+from orchestrator.probe import Known
+
+__all__ = ["History", "Past"]
+
+Command = Literal["provision", "validate", "unprovision"]
+
+
+class History:
+    """The record of one run, from its start, so that one that was interrupted is known too.
+
+    What cannot be written becomes a note beside the results, and never takes their place; it may still be read.
+    """
+
+    def __init__(self, store: Callable[[], Store], command: Command) -> None:
+        self._store: Store | None = None
+        self._problem: StoreError | None = None
+        self._notes: tuple[StoreError, ...] = ()
+        try:
+            self._store = store()
+            self._notes = self._store.notes
+            self._run = self._store.begin(command)
+        except StoreError as e:
+            self._problem = e
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._store:
+            self._store.close()
+
+    def known(self, fleet: Fleet, *, needed: bool) -> Mapping[str, Known]:
+        """The hosts that have a baseline: none where the history cannot be read, unless it is `needed`."""
+        try:
+            if self._problem and not (self._store and isinstance(self._problem, UnwritableError)):
+                raise self._problem
+            return _known(self._store, fleet) if self._store else {}
+        except StoreError as e:
+            if needed:
+                raise
+            self._problem = self._problem or e
+            return {}
+
+    def booted(self, host: str) -> PastResult | None:
+        """The last result with a guest that booted on the host, as far as it can be told."""
+        try:
+            return self._store.booted(host) if self._store else None
+        except StoreError:
+            return None
+
+    def keep(self, results: Sequence[HostResult]) -> tuple[KvmfleetError, ...]:
+        """A host is its own baseline once the playbook finished on it and it was found good."""
+        if self._problem:
+            return (*self._notes, _unkept(self._problem))
+        try:
+            for result in results:
+                good = result.judgement.verdict in ("proven", "degraded")
+                played = result.converged is not None and result.converged.outcome == "ok"
+                self._run.record(result, baseline=good and played)
+            self._run.finish("finished")
+        except StoreError as e:
+            return (*self._notes, e)
+        return self._notes
+
+    def leave(self, hosts: Iterable[str]) -> tuple[KvmfleetError, ...]:
+        """These hosts are no KVM hosts any more, so there is nothing that they should be like."""
+        if self._problem:
+            return (*self._notes, _unkept(self._problem))
+        try:
+            for host in hosts:
+                self._run.forget_baseline(host)
+            self._run.finish("finished")
+        except StoreError as e:
+            return (*self._notes, e)
+        return self._notes
+
+
+class Past:
+    """What hosts are compared with, and the record of the comparison."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._notes: dict[str, KvmfleetError] = {note.message: note for note in store.notes}
+        self._run: Run | None = None
+        try:
+            self._run = store.begin("drift")
+        except StoreError as e:
+            self._notes[e.message] = _unkept(e)
+
+    def compare(self, collected: Collected, wanted: str) -> HostDrift:
+        """`wanted` is the digest of what the inventory wants of the host now."""
+        host, now = collected.host, snapshot.take(collected.evidence) if collected.evidence else None
+        try:
+            baseline = self._store.expectation(host)
+            seen = drift.judge(collected, baseline, intent=wanted, version=__version__, now=now)
+        except StoreError as e:
+            seen = HostDrift(host, "unknown", problem=e.message, hint=e.hint)
+        if seen.state == "never-provisioned" and (lost := self._store.lost()):
+            problem = f"{seen.problem}; or its baseline was in the history that was damaged, and lies in {lost} now"
+            seen = msgspec.structs.replace(seen, problem=problem)
+        with self._noted():
+            if self._run:
+                return self._run.watch(seen, now.items if now else None)
+        seen = msgspec.structs.replace(seen, seen_s=time.time())
+        with self._noted():
+            seen = self._store.dated(seen)
+        return seen
+
+    def end(self) -> tuple[KvmfleetError, ...]:
+        """Each thing that could not be written once, however many hosts it concerned."""
+        with self._noted():
+            if self._run:
+                self._run.finish("finished")
+        return tuple(self._notes.values())
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        try:
+            yield
+        except StoreError as e:
+            self._notes.setdefault(e.message, e)
+
+
+def _unkept(error: StoreError) -> StoreError:
+    return type(error)(f"{error.message.rstrip('.')}, so nothing of this run is kept.", hint=error.hint)
+
+
+def _known(store: Store, fleet: Fleet) -> Mapping[str, Known]:
+    found = {}
+    for host in fleet.hosts:
+        baseline, last = store.expectation(host.name), store.last(host.name)
+        if baseline and last:
+            watched = store.watched(host.name)
+            found[host.name] = Known(baseline, last.verdict, watched.items if watched else ())
+    return found
