@@ -12,6 +12,7 @@ import asyncssh
 from orchestrator.reach.question import Answer, Question, Silence, command_line, converse
 from orchestrator.reach.route import SshRoute
 from orchestrator.reach.ssh_failure import Target, explain
+from orchestrator.reach.ssh_proxy import through
 from orchestrator.reach.ssh_trust import HostKeys, KnownHosts
 from orchestrator.text import printable
 
@@ -30,6 +31,7 @@ class _Call(NamedTuple):
     arguments: dict[str, Any]  # of asyncssh.connect
     host_keys: HostKeys
     target: Target
+    proxy: str  # ProxyCommand, or nothing
 
 
 class Ssh:
@@ -50,24 +52,8 @@ class Ssh:
             call = self._prepare(route, question.silence_s)
         except (asyncssh.ConfigParseError, OSError, ValueError) as e:
             return Silence(f"the ssh configuration cannot be used: {printable(str(e))}", "Check ~/.ssh/config.")
-        try:
-            connection = await asyncssh.connect(route.address, **call.arguments)
-        except (OSError, asyncssh.Error) as e:
-            return Silence(*call.host_keys.refusal) if call.host_keys.refusal else explain(e, call.target)
-        try:
-            return await _converse(connection, route, question)
-        except (OSError, asyncssh.Error) as e:
-            return (
-                _mute(call.target, question)
-                if "keepalive" in str(e)
-                else Silence(
-                    f"the connection broke before the answer was complete: {printable(str(e))}",
-                    "The host may be restarting, or its sshd ends sessions: see its log.",
-                    unreachable=False,
-                )
-            )
-        finally:
-            await _close(connection)
+        async with through(call.proxy) as way:
+            return await _ask(call, way, route, question)
 
     def _prepare(self, route: SshRoute, silence_s: float) -> _Call:
         """Ask the ssh configuration first, without keys, then say everything that it may not decide."""
@@ -81,6 +67,7 @@ class Ssh:
             host=route.address, client_keys=None, known_hosts=None, config=files, **given
         )
         jump = route.jump or str(configured.tunnel or "")
+        proxy = "" if jump else str(configured.config.get("ProxyCommand") or "")
         paths = self._key_paths(route, configured)
         keys = [key for path in paths if not isinstance(key := self._key(path), str)]
         host_keys = HostKeys(route, configured, self._known)
@@ -106,11 +93,12 @@ class Ssh:
             port=int(configured.port or 22),
             user=str(configured.username),
             jump=jump,
+            proxied=bool(proxy),
             timeout_s=route.connect_timeout_s,
             keys={path: key if isinstance(key := self._key(path), str) else "" for path in paths},
             password=bool(route.password),
         )
-        return _Call(arguments, host_keys, target)
+        return _Call(arguments, host_keys, target, proxy)
 
     def _key_paths(self, route: SshRoute, configured: asyncssh.SSHClientConnectionOptions) -> list[str]:
         """As ssh does: the command line's, then the configuration's, and the default names only if there is none."""
@@ -124,6 +112,27 @@ class Ssh:
         if path not in self._keys:
             self._keys[path] = _read_key(path)
         return self._keys[path]
+
+
+async def _ask(call: _Call, way: dict[str, Any], route: SshRoute, question: Question) -> Answer | Silence:
+    try:
+        connection = await asyncssh.connect(route.address, **call.arguments, **way)
+    except (OSError, asyncssh.Error) as e:
+        return Silence(*call.host_keys.refusal) if call.host_keys.refusal else explain(e, call.target)
+    try:
+        return await _converse(connection, route, question)
+    except (OSError, asyncssh.Error) as e:
+        return (
+            _mute(call.target, question)
+            if "keepalive" in str(e)
+            else Silence(
+                f"the connection broke before the answer was complete: {printable(str(e))}",
+                "The host may be restarting, or its sshd ends sessions: see its log.",
+                unreachable=False,
+            )
+        )
+    finally:
+        await _close(connection)
 
 
 def _read_once(configured: asyncssh.SSHClientConnectionOptions, files: list[Path], *, again: bool) -> dict[str, Any]:

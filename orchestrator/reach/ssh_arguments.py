@@ -56,6 +56,8 @@ def parse(text: str) -> Mapping[str, tuple[str, ...]]:
             continue
         if name not in _UNDERSTOOD or not value or "%" in value:  # % stands for what ssh would fill in
             raise ValueError(name)
+        if name == "proxyjump" and value.lower() == "none":  # switches off that of the configuration
+            raise ValueError(name)
         values[name] = (*values.get(name, ()), value)
     return values
 

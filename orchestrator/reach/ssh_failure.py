@@ -24,13 +24,15 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     port: int
     user: str
     jump: str
+    proxied: bool = False  # by ProxyCommand
     timeout_s: float
     keys: Mapping[str, str]  # path -> why it cannot be used, "" when it was tried
     password: bool
 
     @property
     def where(self) -> str:
-        through = f" (through {printable(self.jump)})" if self.jump else ""
+        way = self.jump or ("its ProxyCommand" if self.proxied else "")
+        through = f" (through {printable(way)})" if way else ""
         return f"{printable(self.address)} port {self.port}{through}"
 
     @property
@@ -54,10 +56,12 @@ def explain(error: Exception, target: Target) -> Silence:
                 f"{target.where} did not answer within {target.timeout_s:g} s",
                 "Is it powered on, and does a firewall drop ssh? -T changes the time.",
             )
-        case asyncssh.ConnectionLost() | ConnectionResetError():
+        case asyncssh.ConnectionLost() | ConnectionResetError() | BrokenPipeError():
             return Silence(
                 f"{target.where} closed the connection before ssh was established",
-                "Is it sshd that listens there? If so, its log says why: MaxStartups, DenyUsers, fail2ban, ...",
+                f"Try by hand: {target.by_hand}"
+                if target.proxied
+                else "Is it sshd that listens there? If so, its log says why: MaxStartups, DenyUsers, fail2ban, ...",
             )
         case ConnectionRefusedError():
             return Silence(f"{target.where} refused the connection", "Is sshd running there, and is this its port?")

@@ -24,7 +24,7 @@ import msgspec
 import pytest
 from ansible.parsing.vault import VaultLib, VaultSecret
 from loopback import SSHD, Sshd, make_key, sshd
-from test_collect import pretend, wait_for
+from test_collect import has_ended, pretend, wait_for
 
 from orchestrator import ansible_cfg, inventory, payload
 from orchestrator.ansible_cfg import Settings
@@ -298,6 +298,14 @@ def fast(w: World) -> dict[str, Row]:
               ansible_ssh_common_args=f"-o UserKnownHostsFile={w.guarded.known_hosts}")
             | config(*jump, "Host 127.0.0.1", "  BindAddress 127.0.0.9"),
         ),
+        "ProxyCommand": Row(
+            (
+                config(f"ProxyCommand {w.relay} 127.0.1.1 %p"),
+                config(f"ProxyCommand {w.relay} 127.0.1.1 %p 2>/dev/null"),  # needs a shell
+            ),
+            v(ansible_host=None, ansible_ssh_common_args=w.unknown, ansible_host_key_checking=False),
+            "answered on 127.0.1.1",
+        ),
         "ansible_python_interpreter": Row(
             (v(ansible_python_interpreter=sys.executable), Words(cfg={"interpreter": sys.executable})),
             ends=f"with {sys.executable} ",
@@ -357,7 +365,7 @@ def through(w: World) -> dict[str, Row]:
     secret = VaultLib([("default", VaultSecret(VAULT.encode()))]).encrypt(str(w.open.key)).decode()
     anybody = f"{w.unknown} -o StrictHostKeyChecking=no"
     return {
-        "ProxyCommand": Row(
+        "ProxyCommand in ssh arguments": Row(
             (arguments(f"-o ProxyCommand='{w.relay} 127.0.1.1 %p 2>/dev/null'"),),
             v(ansible_host=NAME, ansible_ssh_common_args=anybody),
             "answered on 127.0.1.1",
@@ -543,6 +551,17 @@ def test_ssh_arguments_may_be_stricter_about_host_keys_than_the_ssh_configuratio
     lax = v(ansible_ssh_common_args=world.unknown) | config("StrictHostKeyChecking no")
     assert "answered" in ends(world, lax)
     assert "is not known" in ends(world, lax | arguments("-o StrictHostKeyChecking=yes"))
+
+
+def test_a_proxycommand_that_leads_nowhere_is_named_and_ends_with_its_host(world: World, tmp_path: Path) -> None:
+    hangs = config(f"ProxyCommand sh -c 'echo $$ > {tmp_path}/pid; sleep 60'")
+    assert "(through its ProxyCommand) did not answer within 1 s" in ends(world, v(ansible_timeout=1) | hangs)
+    assert has_ended(int((tmp_path / "pid").read_text()))
+    assert "(through its ProxyCommand) closed the connection" in ends(world, config("ProxyCommand /nonexistent"))
+
+
+def test_proxyjump_none_in_ssh_arguments_is_left_to_ansible(world: World) -> None:
+    assert "proxyjump" in ends(world, arguments("-J none") | config("ProxyJump nowhere.invalid"))
 
 
 def test_what_ansible_cfg_and_the_environment_say_to_ansible_alone_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
