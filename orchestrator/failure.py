@@ -23,6 +23,7 @@ EMPTY_WORDS = (
     "see stdout/stderr",
     _NO_JSON,
 )
+NO_TRACEBACK = "(traceback unavailable)"  # in the place of one
 TAIL = 300
 
 
@@ -49,7 +50,8 @@ def _reason(result: Mapping[str, Any]) -> str:
     if said and not any(words in said.lower() for words in EMPTY_WORDS):
         return said
     outputs = ("stderr", "module_stderr", "stdout", "module_stdout", "exception")
-    detail = next(filter(None, (_end(_text(result, name)) for name in outputs)), "")
+    ends = (_end(_text(result, name)) for name in outputs)
+    detail = next((end for end in ends if end not in ("", NO_TRACEBACK)), "")
     if not detail or not said:
         return said or detail
     return detail if _NO_JSON in said else f"{said.rstrip('.')}: {detail}"

@@ -299,9 +299,9 @@ _SUDO = (
 
 def sudo_problem(said: str, user: str) -> tuple[str, str] | None:
     """Problem and hint when `said` is sudo's, or Ansible's about sudo."""
-    line = next((line for line in said.splitlines() if "sudo" in line), "")
     for words, problem, hint in _SUDO:
-        if line and words in said:
+        line = next((line for line in said.splitlines() if words in line), "")
+        if line and ("sudo" in said or line.startswith("Sorry, user ")):
             quoted = line if len(line) <= 100 else line[line.find(words) :]  # Ansible wraps it in words of its own
             return f"{problem}: {printable(quoted, 200)}", hint.format(user=user or "USER")
     return None
@@ -309,7 +309,7 @@ def sudo_problem(said: str, user: str) -> tuple[str, str] | None:
 
 def _explain(answer: Answer, reason: str, *, python: str, user: str) -> tuple[str, str]:
     """Problem and hint of an answer without evidence; the likeliest causes are known by their words."""
-    said = answer.stderr.decode(errors="backslashreplace")
+    said = answer.stderr.decode(errors="backslashreplace").replace(_PASSWORD, "\n")
     if answer.exit_status == _NO_PYTHON:
         return _no_python(python)
     if answer.exit_status == _NO_SUDO:

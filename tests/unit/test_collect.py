@@ -364,6 +364,8 @@ def pretend(sudo: str = "", before: str = "") -> str:
         ("sudo: a password is required", "sudo asks for a password", "-K"),
         ("Sorry, user amy may not run sudo on hv1.", "sudo does not know this user", "NOPASSWD"),
         ("amy is not in the sudoers file.", "sudo does not know this user", "NOPASSWD"),
+        ("Sorry, user amy is not allowed to execute this.", "sudo does not allow this user to run Python", "NOPASSWD"),
+        ("sudo: no password was given\nsudo: 1 incorrect password attempt", "sudo refuses the password: sudo: 1", "-K"),
         ("sudo: sorry, you must have a tty to run sudo", "sudo demands a terminal", "requiretty"),
     ],
 )

@@ -29,6 +29,13 @@ from orchestrator.failure import item, message
             "sh: python3: not found",
         ),
         (
+            {
+                "msg": "Task failed: Module result deserialization failed: No start of json char found",
+                "exception": "(traceback unavailable)",
+            },
+            "Module result deserialization failed: No start of json char found",
+        ),
+        (
             {"msg": "Task failed: Module result deserialization failed: No start of json char found"},
             "Module result deserialization failed: No start of json char found",
         ),
