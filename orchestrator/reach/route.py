@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from orchestrator.inventory import Host, Secrets
-from orchestrator.reach import ssh_arguments
+from orchestrator.reach import ssh_arguments, ssh_config
 
 __all__ = ["AnsibleRoute", "LocalRoute", "Route", "SshRoute", "Trust", "choose"]
 
@@ -98,6 +98,8 @@ def _sudo(host: Host) -> bool:
 
 def _ssh(host: Host, secrets: Secrets, *, sudo: bool, become_password: str) -> SshRoute:
     _refuse_unknown(host.variables, _CONNECTION)
+    if option := ssh_config.beyond():
+        raise _NeedsAnsible(f"{option} is set in the ssh configuration")
     arguments = _arguments(host.ssh_args)
 
     def first(name: str) -> str:

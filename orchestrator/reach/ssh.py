@@ -11,6 +11,7 @@ import asyncssh
 
 from orchestrator.reach.question import Answer, Question, Silence, command_line, converse
 from orchestrator.reach.route import SshRoute
+from orchestrator.reach.ssh_config import FILES
 from orchestrator.reach.ssh_failure import Target, explain
 from orchestrator.reach.ssh_proxy import through
 from orchestrator.reach.ssh_trust import HostKeys, KnownHosts
@@ -61,8 +62,7 @@ class Ssh:
             **({"port": route.port} if route.port else {}),
             **({"username": route.user} if route.user else {}),
         }
-        files = [path for path in (Path("~/.ssh/config").expanduser(), Path("/etc/ssh/ssh_config"))
-                 if os.access(path, os.R_OK)]  # fmt: skip
+        files = [path for path in (Path(file).expanduser() for file in FILES) if os.access(path, os.R_OK)]
         configured = asyncssh.SSHClientConnectionOptions(
             host=route.address, client_keys=None, known_hosts=None, config=files, **given
         )

@@ -397,6 +397,15 @@ def through(w: World) -> dict[str, Row]:
             (arguments("-o HostKeyAlias=hv-alias"),),
             v(ansible_ssh_common_args=f"-o UserKnownHostsFile={w.place}/alias"),
         ),
+        "RevokedHostKeys": Row(
+            (
+                config("RevokedHostKeys /nonexistent"), config("Host other", "  KnownHostsCommand=/bin/true"),
+                config("verifyhostkeydns yes"), config("PKCS11Provider none"), config("SecurityKeyProvider none"),
+                config("BindInterface lo"), config("ProxyUseFdpass no"),
+                Words(ssh={"config": "Include *.conf\n", "one.conf": "\tRevokedHostKeys = none\n"}),
+            ),
+            config("# RevokedHostKeys none"),
+        ),
         "two values for one option": Row(
             (v(ansible_ssh_args=f"-l {ME}"),), v(ansible_user="nobody-special", ansible_become=False)
         ),
@@ -425,6 +434,8 @@ def through(w: World) -> dict[str, Row]:
 VAULT, TOKEN = "open-sesame", "/nonexistent/token.so"
 SUDO = {"other become_user", "ansible_become_flags"}
 """Whole in tests/hosts/test_passwords.py, as they need users and the real sudo."""
+OF_ALL = {"RevokedHostKeys"}
+"""Alone, as it is for all hosts of a run."""
 AS_ROOT = {"other become_method", "other connection plugins"}
 
 
@@ -505,9 +516,9 @@ def test_a_setting_that_makes_no_difference_leaves_the_host_in_our_own_session(n
 @pytest.mark.parametrize("name", WAYS["Ansible"])
 def test_a_setting_that_only_ansible_knows_leads_through_ansible_and_nothing_else_does(name: str, world: World) -> None:
     row = through(world)[name]
-    assert not isinstance(choose(described(world, row.host), Secrets()), AnsibleRoute)
+    assert "through Ansible" not in ends(world, row.host)
     for setting in row.settings:
-        assert isinstance(choose(described(world, row.host | setting), Secrets()), AnsibleRoute), setting
+        assert "through Ansible" in ends(world, row.host | setting), setting
 
 
 @pytest.fixture(scope="module")
@@ -518,9 +529,9 @@ def brought(servers: World, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         at_home(place, patch)
         patch.setenv("ANSIBLE_SSH_AGENT", "auto")  # for a key in a variable, Ansible wants an agent of its own
         (place / "vault").write_text(VAULT)
-        beyond = SUDO if ROOT else SUDO | AS_ROOT
+        left_out = SUDO | OF_ALL if ROOT else SUDO | OF_ALL | AS_ROOT
         hosts = {name: plain(servers) | row.host | row.settings[0] for name, row in through(servers).items()}
-        listed = {name: said(words) | PYTHON for name, words in hosts.items() if name not in beyond}
+        listed = {name: said(words) | PYTHON for name, words in hosts.items() if name not in left_out}
         names = {name: f"hv{number}" for number, name in enumerate(listed)}
         (place / "hosts.json").write_text(json.dumps(
             {"kvm_hosts": {"hosts": {names[name]: variables for name, variables in listed.items()}}}
@@ -536,7 +547,7 @@ PYTHON = {"ansible_python_interpreter": "/usr/bin/python3"}  # that of the tests
 
 
 @pytest.mark.ansible
-@pytest.mark.parametrize("name", [name for name in WAYS["Ansible"] if name not in SUDO])
+@pytest.mark.parametrize("name", [name for name in WAYS["Ansible"] if name not in SUDO | OF_ALL])
 def test_ansible_brings_evidence_from_where_the_setting_leads(
     name: str, servers: World, brought: dict[str, Collected]
 ) -> None:
@@ -562,6 +573,18 @@ def test_a_proxycommand_that_leads_nowhere_is_named_and_ends_with_its_host(world
 
 def test_proxyjump_none_in_ssh_arguments_is_left_to_ansible(world: World) -> None:
     assert "proxyjump" in ends(world, arguments("-J none") | config("ProxyJump nowhere.invalid"))
+
+
+@pytest.mark.ansible
+def test_a_revoked_host_key_is_not_believed(world: World, tmp_path: Path) -> None:
+    (tmp_path / "revoked").write_text((world.open.folder / "host_key.pub").read_text())
+    (tmp_path / "home" / ".ssh" / "config").write_text(f"RevokedHostKeys {tmp_path}/revoked\n")
+    (tmp_path / "hosts.json").write_text(json.dumps({"kvm_hosts": {"hosts": {"hv1": said(plain(world)) | PYTHON}}}))
+    options = AnsibleOptions(inventory=(f"{tmp_path}/hosts.json",))
+    fleet = inventory.load(options)
+    (answer,) = ask_all(fleet.hosts, QUESTION, options, settings=fleet.settings)
+    assert (answer.path, answer.unreachable, answer.evidence) == ("ansible", True, None)
+    assert "revoked" in answer.problem
 
 
 def test_what_ansible_cfg_and_the_environment_say_to_ansible_alone_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +12,14 @@ from hypothesis import strategies as st
 from orchestrator.inventory import Host, Secrets
 from orchestrator.reach.route import AnsibleRoute, LocalRoute, SshRoute, choose
 from orchestrator.reach.ssh_arguments import parse
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Not the ssh configuration of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        yield
 
 
 def ssh(secrets: Secrets = Secrets(), **fields: Any) -> SshRoute:  # noqa: B008
