@@ -432,6 +432,7 @@ def through(w: World) -> dict[str, Row]:
 
 
 VAULT, TOKEN = "open-sesame", "/nonexistent/token.so"
+PYTHON = {"ansible_python_interpreter": "/usr/bin/python3"}  # that of the tests may be in a folder of root's
 SUDO = {"other become_user", "ansible_become_flags"}
 """Whole in tests/hosts/test_passwords.py, as they need users and the real sudo."""
 OF_ALL = {"RevokedHostKeys"}
@@ -541,9 +542,6 @@ def brought(servers: World, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         answers = {answer.host: answer for answer in ask_all(fleet.hosts, QUESTION, options, settings=fleet.settings)}
         yield {name: answers[host] for name, host in names.items()}
         assert f"PKCS11Provider={TOKEN}" in (place / "home" / "ssh.log").read_text()  # without its token ssh goes on
-
-
-PYTHON = {"ansible_python_interpreter": "/usr/bin/python3"}  # that of the tests may be in a folder of root's
 
 
 @pytest.mark.ansible
