@@ -1,6 +1,8 @@
 """Answers any command over ssh with recorded evidence, at once: thousands of targets in one process.
 
-    python bench/answers.py FOLDER
+    python bench/answers.py FOLDER [SECONDS]
+
+With SECONDS each answer takes so long.
 
 FOLDER holds `answer`, `host_key`, and the client's `key.pub`. Prints its port when it listens there, on every address
 of the loopback interface and on no other, until its stdin ends. In the answer, @ADDRESS@ stands for the address that
@@ -27,12 +29,13 @@ def loopback() -> socket.socket:
     return found
 
 
-async def serve(folder: Path) -> None:
+async def serve(folder: Path, takes_s: float) -> None:
     recorded = (folder / "answer").read_bytes()
 
     async def answer(process: asyncssh.SSHServerProcess[bytes]) -> None:
         process.stdout.write(f"{READY}\n".encode())
         await process.stdin.read()
+        await asyncio.sleep(takes_s)
         address = str(process.get_extra_info("sockname")[0])
         process.stdout.write(recorded.replace(b"@ADDRESS@", address.encode()))
         process.exit(0)
@@ -51,4 +54,4 @@ async def serve(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(Path(sys.argv[1])))
+    asyncio.run(serve(Path(sys.argv[1]), float("".join(sys.argv[2:]) or 0)))

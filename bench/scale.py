@@ -46,9 +46,9 @@ def evidence(address: str) -> bytes:
 
 
 @contextmanager
-def server(folder: Path) -> Iterator[int]:
+def server(folder: Path, takes_s: float = 0) -> Iterator[int]:
     """Its port."""
-    command = [sys.executable, str(ROOT / "bench" / "answers.py"), str(folder)]
+    command = [sys.executable, str(ROOT / "bench" / "answers.py"), str(folder), str(takes_s)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout
         yield int(process.stdout.readline())
