@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT / "tests" / "unit"))
 from evidence import host as recorded  # type: ignore[import-not-found]  # through the line above
 from loopback import make_key  # type: ignore[import-not-found]
 
-from orchestrator.collector.main import BEGIN, END
+from orchestrator.collector.marks import BEGIN, END
 
 SIZES = (1, 100, 1000, 5000)
 MIXED = 1000  # hosts, when every tenth is dead

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrator.collector.main import BEGIN, END
+from orchestrator.collector.marks import BEGIN, END
 from orchestrator.model import SCHEMA, Boot, Evidence
 
 __all__ = ["MAX_BYTES", "decode", "payload"]

@@ -32,11 +32,10 @@ from . import (
 )
 from . import contract as contracts
 from .limits import SOFTWARE, Deadline, Expired, Patience, Stopped, bounded, heed_signals, patient, within
+from .marks import BEGIN, END, STEP
 from .wish import Wish
 
 SCHEMA = 1
-BEGIN, END = "---- kvmfleet evidence ----", "---- end of kvmfleet evidence ----"
-STEP = "---- kvmfleet step: "
 
 Found = Dict[str, Any]
 Section = Tuple[str, float, Callable[[Found], Any]]

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from orchestrator.collector.main import STEP
+from orchestrator.collector.marks import STEP
 from orchestrator.model import Collected, Evidence
 from orchestrator.payload import MAX_BYTES
 from orchestrator.text import printable

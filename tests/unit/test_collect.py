@@ -23,7 +23,7 @@ from loopback import SSHD, Sshd, make_key, sshd
 
 from orchestrator import payload
 from orchestrator.collect import ask_all, ask_each, collect
-from orchestrator.collector.main import STEP
+from orchestrator.collector.marks import STEP
 from orchestrator.errors import StoreError
 from orchestrator.inventory import AnsibleOptions, Host
 from orchestrator.model import Boot, Collected, Evidence, Step

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.collector.limits import bounded
-from orchestrator.collector.main import BEGIN, END
+from orchestrator.collector.marks import BEGIN, END
 from orchestrator.model import Boot, Evidence
 from orchestrator.payload import MAX_BYTES, decode, payload, shape
 from orchestrator.reach.question import Answer, Question, interpret
