@@ -7,13 +7,14 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.errors import InventoryError
 from orchestrator.text import printable
 
-__all__ = ["explain", "program", "run_together"]
+__all__ = ["explain", "program", "running"]
 
 
 def program(name: str) -> str:
@@ -24,8 +25,12 @@ def program(name: str) -> str:
     return str(program)
 
 
-def run_together(commands: Sequence[Sequence[str]], timeout_s: float) -> list[bytes]:
-    """What each command printed. They run at the same time, without a terminal: nothing may ask or hang."""
+@contextmanager
+def running(commands: Sequence[Sequence[str]], timeout_s: float) -> Iterator[Callable[[], list[bytes]]]:
+    """Runs commands while the caller does something else; what it gives waits for them, and tells what each printed.
+
+    They run at the same time, without a terminal: nothing may ask or hang, or outlive the caller's block.
+    """
     environment = os.environ | {
         "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "True",
         "ANSIBLE_INVENTORY_UNPARSED_FAILED": "True",
@@ -46,7 +51,7 @@ def run_together(commands: Sequence[Sequence[str]], timeout_s: float) -> list[by
         for command in commands
     ]
     try:
-        return [_answer(child, timeout_s) for child in children]
+        yield lambda: [_answer(child, timeout_s) for child in children]
     finally:
         for child in children:
             _end(child)

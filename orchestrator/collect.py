@@ -26,7 +26,7 @@ from orchestrator.text import printable
 if TYPE_CHECKING:
     from orchestrator.reach.ssh import Ssh
 
-__all__ = ["ask_all", "ask_each", "collect", "stream"]
+__all__ = ["ask_all", "ask_each", "collect", "get_ready", "stream"]
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,13 @@ CLEANING_UP_S = 5.0  # the collector on the host may need 3 s for it after its o
 
 OnAnswer = Callable[[Collected], None]
 OnStep = Callable[[Step], None]
+
+
+def get_ready() -> None:
+    """All that can be done before the hosts are known, for a caller who waits for them. Most are asked over ssh."""
+    import orchestrator.reach.ssh  # noqa: F401 - asyncssh takes 0.1 s to import
+
+    payload.packed()
 
 
 def collect(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ import msgspec
 
 from orchestrator import ansible_cfg, paths
 from orchestrator.ansible_cfg import Settings
-from orchestrator.ansible_read import program, run_together
+from orchestrator.ansible_read import program, running
 from orchestrator.errors import InventoryError
 from orchestrator.text import printable
 
-__all__ = ["GROUP", "AnsibleOptions", "Fleet", "Host", "Secrets", "decode", "load"]
+__all__ = ["GROUP", "AnsibleOptions", "Fleet", "Host", "Secrets", "decode", "load", "reading"]
 
 GROUP = "kvm_hosts"
 TIMEOUT_S = 120.0
@@ -99,13 +100,25 @@ def load(options: AnsibleOptions, *, timeout_s: float = TIMEOUT_S) -> Fleet:
     Raises:
         InventoryError: a source cannot be read, a secret is missing, or no host is left.
     """
+    with reading(options, timeout_s=timeout_s) as fleet:
+        return fleet()
+
+
+@contextmanager
+def reading(options: AnsibleOptions, *, timeout_s: float = TIMEOUT_S) -> Iterator[Callable[[], Fleet]]:
+    """`load` for a caller with something to do while Ansible reads, such as imports; what it gives is to be called."""
     _refuse_what_cannot_work(options)
     asked = {
         "inventory": [program("ansible-inventory"), "--list", *_inventory_arguments(options)],
         **ansible_cfg.questions(),
     }
-    answers = dict(zip(asked, run_together(list(asked.values()), timeout_s), strict=True))
-    return decode(answers.pop("inventory"), options, ansible_cfg.decode(**answers))
+    with running(list(asked.values()), timeout_s) as answers:
+
+        def fleet() -> Fleet:
+            said = dict(zip(asked, answers(), strict=True))
+            return decode(said.pop("inventory"), options, ansible_cfg.decode(**said))
+
+        yield fleet
 
 
 def decode(listing: bytes, options: AnsibleOptions, settings: Settings) -> Fleet:

@@ -14,7 +14,7 @@ import msgspec
 from orchestrator.collector.marks import BEGIN, END
 from orchestrator.model import SCHEMA, Boot, Evidence
 
-__all__ = ["MAX_BYTES", "decode", "payload"]
+__all__ = ["MAX_BYTES", "decode", "packed", "payload"]
 
 MAX_BYTES = 1 << 20
 """No host has more to say, and honest evidence is a fiftieth of it. Readers stop here: `decode` rejects more."""
@@ -47,12 +47,12 @@ def payload(boot: Boot, *, timeout_s: float) -> bytes:
     # those of the collector's Wish: where the luggage lies is our affair
     fields = ("depth", "image", "expect", "parts", "active")
     wish = ascii({field: getattr(boot, field) for field in fields})
-    return LOADER.format(packed=_packed(), wish=wish, timeout_s=float(timeout_s)).encode("ascii")
+    return LOADER.format(packed=packed(), wish=wish, timeout_s=float(timeout_s)).encode("ascii")
 
 
 @functools.cache
-def _packed() -> str:
-    """Every module of the collector and the limits of the evidence, compressed."""
+def packed() -> str:
+    """Every module of the collector and the limits of the evidence, compressed: the part that all hosts get alike."""
     folder = Path(__file__).with_name("collector")
     names = {path: f"collector.{path.stem}" for path in sorted(folder.glob("*.py"))}
     sources = {name.removesuffix(".__init__"): path.read_text("utf-8") for path, name in names.items()}

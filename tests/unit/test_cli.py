@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import get_args
 
@@ -403,7 +404,7 @@ def watched(monkeypatch, tmp_path):
 
     def see(*hosts):
         fleet = Fleet(tuple(Host(host.host, host.host) for host in hosts), ())
-        monkeypatch.setattr(inventory, "load", lambda _options: fleet)
+        monkeypatch.setattr(inventory, "reading", lambda _options: nullcontext(lambda: fleet))
         monkeypatch.setattr(rollout, "watch", lambda *_, **__: rollout.Watch(hosts))
         return "drift", "-i", "hv1,"
 
@@ -563,7 +564,8 @@ def test_waivers_beside_the_inventory_are_read_before_any_host_is_asked(run, sta
 @pytest.mark.parametrize("typed", [(), ("--active",)])
 def test_a_volume_is_made_on_a_host_only_when_that_was_asked_for(run, state, monkeypatch, typed):
     asked = []
-    monkeypatch.setattr(inventory, "load", lambda _options: Fleet((Host("hv1", "hv1"),), ()))
+    fleet = Fleet((Host("hv1", "hv1"),), ())
+    monkeypatch.setattr(inventory, "reading", lambda _options: nullcontext(lambda: fleet))
     monkeypatch.setattr(
         rollout, "validate", lambda _fleet, _options, *, boot, **more: asked.append(boot) or Run((RESULT,))
     )

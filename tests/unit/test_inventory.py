@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -390,8 +391,24 @@ def test_a_hanging_script_is_ended_and_named() -> None:
     with pytest.raises(InventoryError, match="within 2 s"):
         inventory.load(AnsibleOptions(inventory=("s",)), timeout_s=2)
     time.sleep(0.1)
+    assert not running("sleep", "93.75")
+
+
+def running(*command: str) -> bool:
     commands = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if p.exists()]
-    assert b"sleep\x0093.75\x00" not in commands
+    return "".join(f"{word}\0" for word in command).encode() in commands
+
+
+def test_ansible_reads_while_its_caller_works_and_ends_with_it() -> None:
+    write("#!/bin/sh\nexec sleep 93.25\n", "s", 0o755)
+    options, deadline_s = AnsibleOptions(inventory=("s",)), time.monotonic() + 60
+    with suppress(KeyboardInterrupt), inventory.reading(options):
+        while not running("sleep", "93.25"):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.1)
+        raise KeyboardInterrupt
+    time.sleep(0.1)
+    assert not running("sleep", "93.25")
 
 
 def test_what_ansible_says_without_a_pattern_is_still_said() -> None:
