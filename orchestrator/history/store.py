@@ -220,11 +220,11 @@ class Store:
         What the playbook left then as it had found it is expected as it was before.
         """
         with database.reading(self.engine) as connection:
-            row = _baseline(connection, host)
+            row = _first(connection, _BASELINE, host=host)
             if row is None:
                 return None
             items = _snapshot(row)
-            changes = _carried(connection, row["result_id"])
+            changes = _carried(connection, row["result_id"]) if row["carries"] else {}
             if row["latest"]:
                 later = _acceptances(connection, host, after=row["accepted_id"])
                 changes |= {accepted.item: accepted.seen for accepted in later}
@@ -254,7 +254,8 @@ class Store:
     def watched(self, host: str) -> HostDrift | None:
         """What the last drift check saw of a host."""
         with database.reading(self.engine) as connection:
-            return _last_watch(connection, host)
+            row = _first(connection, _LAST_WATCH, host=host)
+            return _past_watch(connection, row) if row else None
 
     def dated(self, found: HostDrift) -> HostDrift:
         """What a drift check saw of one host, with the times since when it is so, where that cannot be recorded."""
@@ -308,7 +309,7 @@ class Store:
 
 
 def _insert(connection: sa.Connection, table: sa.Table, **values: object) -> int:
-    key = connection.execute(table.insert().values(values)).inserted_primary_key
+    key = connection.execute(table.insert(), values).inserted_primary_key
     assert key  # every table that comes here has an integer key
     return int(key[0])
 
@@ -323,7 +324,7 @@ def _snapshot_id(connection: sa.Connection, items: Mapping[str, str]) -> int:
     """The one of equal content, or a new one."""
     document = msgspec.json.encode(items, order="deterministic")
     digest = hashlib.sha256(document).hexdigest()
-    found = connection.execute(sa.select(snapshots.c.id).where(snapshots.c.digest == digest)).scalar()
+    found = connection.execute(_SNAPSHOT, {"digest": digest}).scalar()
     return int(found) if found else _insert(connection, snapshots, digest=digest, document=zlib.compress(document))
 
 
@@ -339,26 +340,33 @@ def _baseline_row(connection: sa.Connection, result: HostResult, result_id: int)
     }
 
 
-def _baseline(connection: sa.Connection, host: str) -> sa.RowMapping | None:
-    """Its snapshot, and `latest`: whether anything was accepted since."""
-    later = sa.exists().where(acceptances.c.host == baselines.c.host, acceptances.c.id > baselines.c.accepted_id)
-    query = (
-        sa.select(
-            baselines.c.result_id,
-            baselines.c.taken_by,
-            baselines.c.accepted_id,
-            results.c.intent_digest,
-            results.c.verdict,
-            runs.c.kvmfleet,
-            snapshots.c.document,
-            later.label("latest"),
-        )
-        .join(results, results.c.id == baselines.c.result_id)
-        .join(runs, runs.c.id == results.c.run_id)
-        .outerjoin(snapshots, snapshots.c.id == baselines.c.snapshot_id)
-        .where(baselines.c.host == host)
+# What is asked for every host that answers, built once: building a query costs SQLAlchemy as much as running it.
+_BASELINE = (
+    sa.select(
+        baselines.c.result_id,
+        baselines.c.taken_by,
+        baselines.c.accepted_id,
+        results.c.intent_digest,
+        results.c.verdict,
+        runs.c.kvmfleet,
+        snapshots.c.document,
+        sa.exists()
+        .where(acceptances.c.host == baselines.c.host, acceptances.c.id > baselines.c.accepted_id)
+        .label("latest"),  # whether anything was accepted since
+        sa.exists().where(carried.c.result_id == baselines.c.result_id).label("carries"),  # whether `_carried` has any
     )
-    return connection.execute(query).mappings().first()
+    .join(results, results.c.id == baselines.c.result_id)
+    .join(runs, runs.c.id == results.c.run_id)
+    .outerjoin(snapshots, snapshots.c.id == baselines.c.snapshot_id)
+    .where(baselines.c.host == sa.bindparam("host"))
+)
+_LAST_WATCH = sa.select(watches).where(watches.c.host == sa.bindparam("host")).order_by(watches.c.id.desc()).limit(1)
+_LAST_TOLD_WATCH = _LAST_WATCH.where(watches.c.state.in_(TOLD))
+_SNAPSHOT = sa.select(snapshots.c.id).where(snapshots.c.digest == sa.bindparam("digest"))
+
+
+def _first(connection: sa.Connection, query: sa.Select[Any], **parameters: str) -> sa.RowMapping | None:
+    return connection.execute(query, parameters).mappings().first()
 
 
 def _snapshot(row: sa.RowMapping) -> dict[str, str] | None:
@@ -371,26 +379,19 @@ def _snapshot(row: sa.RowMapping) -> dict[str, str] | None:
         return None
 
 
-def _last_watch(connection: sa.Connection, host: str, states: Sequence[str] = ()) -> HostDrift | None:
-    """The last one of the host; the last in one of these states, if any are given."""
-    query = sa.select(watches).where(watches.c.host == host).order_by(watches.c.id.desc()).limit(1)
-    if states:
-        query = query.where(watches.c.state.in_(states))
-    row = connection.execute(query).mappings().first()
-    return _past_watch(connection, row) if row else None
-
-
 def _dated(connection: sa.Connection, found: HostDrift) -> HostDrift:
     """With the times since when it is so, going by what was seen before."""
     now = time.time()
-    before = _last_watch(connection, found.host)
-    told = before if before is None or before.state in TOLD else _last_watch(connection, found.host, TOLD)
+    before = told = _first(connection, _LAST_WATCH, host=found.host)
+    if before and before["state"] not in TOLD:
+        told = _first(connection, _LAST_TOLD_WATCH, host=found.host)
+    known = _drifts(connection, told["id"]) if told and found.items else ()
     return msgspec.structs.replace(
         found,
-        items=drift.timed(found.items, told.items if told else (), now),
-        since_s=before.since_s if before and before.state == found.state else now,
+        items=drift.timed(found.items, known, now),
+        since_s=before["since_s"] if before and before["state"] == found.state else now,
         seen_s=now,
-        told_s=now if found.state in TOLD else told.seen_s if told else None,
+        told_s=now if found.state in TOLD else told["seen_s"] if told else None,
     )
 
 
@@ -403,10 +404,13 @@ def _last_told(connection: sa.Connection, host: str, until_id: int) -> float | N
 
 
 def _past_watch(connection: sa.Connection, row: sa.RowMapping) -> HostDrift:
-    query = sa.select(drifts).where(drifts.c.watch_id == row["id"]).order_by(drifts.c.item)
-    items = tuple(_struct(Drift, item) for item in connection.execute(query).mappings())
     told_s = row["seen_s"] if row["state"] in TOLD else _last_told(connection, row["host"], row["id"])
-    return _struct(HostDrift, row, items=items, told_s=told_s)
+    return _struct(HostDrift, row, items=_drifts(connection, row["id"]), told_s=told_s)
+
+
+def _drifts(connection: sa.Connection, watch_id: int) -> tuple[Drift, ...]:
+    query = sa.select(drifts).where(drifts.c.watch_id == watch_id).order_by(drifts.c.item)
+    return tuple(_struct(Drift, item) for item in connection.execute(query).mappings())
 
 
 def _carried(connection: sa.Connection, result_id: int) -> dict[str, str | None]:
