@@ -70,7 +70,12 @@ def lab() -> None:
 @click.option("--image", default="", metavar="FILE|URL", help="vm: boot this cloud image (qcow2 or raw, cloud-init).")
 @click.option("--sha256", default="", metavar="HEX", help="vm: of the image; needed for a URL.")
 @click.option("--memory", "memory_mib", type=click.IntRange(256), metavar="MIB", help="vm: of each host; 2048.")
-@click.option("--cpus", type=click.IntRange(1, 256), metavar="N", help="vm: processors of each host; 2.")
+@click.option(
+    "--cpus",
+    type=click.IntRange(1, 256),
+    metavar="N",
+    help="vm: processors of each host; 2, or 1 in software with a QEMU before 8.1.",
+)
 @click.option(
     "--accel",
     "accelerator",

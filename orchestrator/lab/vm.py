@@ -46,7 +46,8 @@ OLDEST = (6, 0)
 LOCKS_PAGES = (8, 1)
 """From here on QEMU translates no code that another of its threads is just writing ("accel/tcg: Always lock pages
 before translation"). Before, a processor may keep an int3 that the kernel patched in for a moment, and loops for ever:
-Linux patches its scheduler whenever the first guest begins or the last one ends."""
+Linux patches its scheduler whenever the first guest begins or the last one ends. One processor does not do that to
+itself, and several that share a thread do not either, but the guests in such a host get their timers far too late."""
 MEMORY_MIB = 2048
 CPUS = 2
 
@@ -125,7 +126,7 @@ class Vm:
         return msgspec.structs.replace(
             lab,
             memory_mib=spec.memory_mib or lab.memory_mib or MEMORY_MIB,
-            cpus=spec.cpus or lab.cpus or min(CPUS, os.cpu_count() or 1),
+            cpus=spec.cpus or lab.cpus or _cpus(_chosen(spec.accelerator or lab.accelerator)),
             accelerator=spec.accelerator or lab.accelerator,
         )
 
@@ -231,8 +232,13 @@ class Vm:
 _chosen = functools.cache(accelerator.choose)
 
 
+def _cpus(chosen: Accelerator) -> int:
+    """Of a host, unless the user wants another number."""
+    return min(CPUS, os.cpu_count() or 1) if chosen.name == "kvm" or _version() >= LOCKS_PAGES else 1
+
+
 def _threads() -> Literal["multi", "single"]:
-    """A thread for each processor, or one by turns, with which hosts boot a tenth slower."""
+    """One for each processor, or one for all of them by turns."""
     return "multi" if _version() >= LOCKS_PAGES else "single"
 
 

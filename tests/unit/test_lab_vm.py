@@ -1,5 +1,6 @@
 """The provider `vm`, as far as it can be told without a machine: arguments, ports, room, and what a host is told."""
 
+import os
 import shutil
 import socket
 import tarfile
@@ -56,9 +57,14 @@ def test_hardware_and_software_are_different_arguments_and_nothing_else(lab):
     assert kvm[:4] + kvm[8:] == tcg[:4] + tcg[8:]
 
 
-@pytest.mark.parametrize(("version", "threads"), [((7, 2), "single"), ((8, 0), "single"), ((8, 1), "multi")])
-def test_a_qemu_that_mistranslates_code_that_changes_has_one_thread(lab, monkeypatch, version, threads):
+@pytest.mark.parametrize(
+    ("version", "cpus", "threads"), [((7, 2), 1, "single"), ((8, 0), 1, "single"), ((8, 1), 2, "multi")]
+)
+def test_processors_in_software_share_no_code_where_qemu_mistranslates_it(lab, monkeypatch, version, cpus, threads):
     monkeypatch.setattr(vm, "_version", lambda: version)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert vm.Vm().shaped(lab, LabSpec()).cpus == cpus
+    assert vm.Vm().shaped(lab, LabSpec(cpus=4)).cpus == 4
     assert f"tcg,thread={threads},tb-size=1024" in arguments(lab, 0)
 
 

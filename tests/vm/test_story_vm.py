@@ -29,8 +29,10 @@ LIVE = (
     "grep -c hugetlbfs /proc/mounts; grep -o never] /sys/kernel/mm/transparent_hugepage/defrag || true"
 )
 
-# Faults that no container can have, but for two: tuned is not told anything here, and THP is off by the arguments.
-DRILLED = [f for f in catalogue() if f.providers == ("vm",) and f.id not in ("thp-other", "tuned-other-profile")]
+# Faults that no container can have, but for three: tuned is not told anything here, THP is off by the arguments, and
+# the first machine may have one processor only.
+ELSEWHERE = ("thp-other", "tuned-other-profile", "processor-offline")
+DRILLED = [f for f in catalogue() if f.providers == ("vm",) and f.id not in ELSEWHERE]
 # These change with what else the machine does.
 MOMENTARY = ("memory.", "upkeep.oom")
 
@@ -299,7 +301,20 @@ def test_a_machine_that_was_cut_off_comes_back_as_it_was(kvmfleet, inventory, on
 
 
 def test_a_second_machine_is_in_the_same_network(kvmfleet, inventory, on):
-    up = kvmfleet("lab", "up", "real", "--hosts", "2", "--bare")
+    up = kvmfleet("lab", "up", "real", "--hosts", "2", "--cpus", "2", "--bare")
     assert up.returncode == 0, up.stderr
     greeting = on('timeout 20 bash -c "head -c 4 < /dev/tcp/real-2/22"')
     assert greeting == "SSH-"
+
+
+def test_a_processor_of_two_that_is_off_line_is_named(kvmfleet, validate):
+    def status():
+        return statuses(validate("--limit", "real-2", "--boot", "none")[0])["cpu.online"]
+
+    assert status() == "pass"
+    try:
+        assert kvmfleet("lab", "break", "real-2", "processor-offline").returncode == 0
+        assert status() == "warn"
+    finally:
+        assert kvmfleet("lab", "heal", "real-2").returncode == 0
+    assert status() == "pass"

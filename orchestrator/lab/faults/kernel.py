@@ -199,7 +199,8 @@ FAULTS = (
         id="processor-offline",
         says="Somebody took a processor off line.",
         check="cpu.online",
-        inject="echo 0 > /sys/devices/system/cpu/cpu1/online",
+        inject="[ -e /sys/devices/system/cpu/cpu1/online ] || { echo 'it has one processor (--cpus)' >&2; exit 1; }\n"
+        "echo 0 > /sys/devices/system/cpu/cpu1/online",
         heal="echo 1 > /sys/devices/system/cpu/cpu1/online",
         providers=VM,
         why=SHARED,
