@@ -153,7 +153,7 @@ def test_a_daemon_that_never_answers_costs_its_time_once(tmp_path: Path, monkeyp
 VIRSH = """#!/bin/sh
 echo "$*" >> {asked}
 case "$*" in *domcapabilities*) {guests} ;; esac
-case "$3" in
+case "$*" in
     *"; capabilities") echo "Running against daemon: 9.0.0"; echo "<capabilities><guest><arch name='{arch}'>"
         echo "<domain type='kvm'/></arch></guest></capabilities>" ;;
 esac
@@ -176,8 +176,8 @@ def ask_virsh(folder: Path, guests: str, monkeypatch: pytest.MonkeyPatch) -> tup
     ("guests", "questions"),
     [
         pytest.param(f"echo '{GUESTS.format('kvm')}'", 1, id="one-virsh-for-both"),
-        pytest.param(f'echo "{GUESTS.format("$([ $# = 3 ] && echo qemu || echo kvm)")}"', 2, id="another-kind"),
-        pytest.param(f"[ $# = 3 ] && exec sleep 60; echo '{GUESTS.format('kvm')}'", 3, id="late"),
+        pytest.param(f'echo "{GUESTS.format("$([ $# = 4 ] && echo qemu || echo kvm)")}"', 2, id="another-kind"),
+        pytest.param(f"[ $# = 4 ] && exec sleep 60; echo '{GUESTS.format('kvm')}'", 3, id="late"),
     ],
 )
 def test_the_daemon_and_its_guests_are_told_in_as_few_answers_as_can_be(
@@ -188,6 +188,14 @@ def test_the_daemon_and_its_guests_are_told_in_as_few_answers_as_can_be(
     assert found["windows"]["machine"] == "pc-q35-7.2"
     assert len(asked) == questions
     assert not {"of_guests", "of_guests_error"} & set(bounded(found, shape())["libvirt"])
+
+
+def test_what_guests_may_have_is_not_what_the_daemon_takes_to_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = f"echo '{GUESTS.format('kvm')}'; echo; echo '(Time: 60000.000 ms)'"
+    found, _ = ask_virsh(tmp_path, timed, monkeypatch)
+    assert -60000 < found["libvirt"]["answer_ms"] < 0  # nothing really took a minute
 
 
 def test_an_error_about_guests_is_no_error_of_the_daemon_and_provoked_once(
