@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +33,8 @@ NAMED = 5
 STYLE = {"in-sync": "bold green", "pending": "bold yellow", "drifted": "bold red"}
 UNKNOWN = "bold magenta"
 _COLOUR = {"+": "green", "-": "red"}
+BEFORE = 1000
+"""Characters of a long value that are looked at before its first difference, for the lines around it."""
 
 
 def exit_code(hosts: Sequence[HostDrift], *, strict: bool = False) -> int:
@@ -233,9 +236,15 @@ def _value(value: str | None) -> str:
 
 
 def _diff(item: Drift) -> list[str]:
-    """Expected with -, seen with +, and the lines around a change."""
-    expected, seen = (printable_lines(value or "").splitlines() for value in (item.expected, item.seen))
-    return list(difflib.unified_diff(expected, seen, lineterm="", n=2))[2:]
+    """Expected with -, seen with +, and the lines around a change; of what is long from shortly before the first."""
+    values = {"-": item.expected, "+": item.seen}
+    pairs = zip(item.expected or "", item.seen or "", strict=False)
+    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    begin = (item.seen or "").rfind("\n", 0, max(same - BEFORE, 0)) + 1
+    expected, seen = (printable_lines((value or "")[begin:]).splitlines() for value in values.values())
+    shown = list(difflib.unified_diff(expected, seen, lineterm="", n=2))[2:]
+    # what looks alike, such as two kinds of line breaks, as Python writes it
+    return shown or [sign + _value(None if value is None else ascii(value[same:])) for sign, value in values.items()]
 
 
 def _when(at_s: float) -> str:

@@ -132,6 +132,23 @@ def test_long_values_are_a_line_and_whole_with_diff():
     assert "+  <mtu size='9000'/>" in whole
 
 
+@pytest.mark.parametrize(
+    ("expected", "seen", "told"),
+    [
+        ("a\nb", "a\nb\n", r"+'\n'"),
+        ("a\r\nb", "a\nb", r"-'\r\nb'"),
+        ("a\x85b\n", "a\nb\n", r"-'\x85b\n'"),
+        ("rule\n" * 9000 + "accept\n", "rule\n" * 9000 + "drop\n", "+drop"),
+        ("rule " * 9000 + "accept\n", "rule " * 9000 + "drop\n", r"+'drop\n'"),
+    ],
+    ids=["newline", "carriage return", "next line", "late", "late in a line"],
+)
+def test_values_that_look_alike_are_told_apart_and_so_are_long_ones(expected, seen, told):
+    hosts = [HostDrift("hv1", "drifted", items=(Drift("contract", expected, seen),))]
+    assert told in show(report.report(hosts, diff=True))
+    assert told in show(report.report(hosts)) or "see --diff" in show(report.report(hosts))
+
+
 def test_a_user_whom_nobody_asked_for_is_taken_out_by_hand():
     item = Drift("member:libvirt", "operator", "mallory operator")
     assert report.heal("hv1", item, ()) == "gpasswd -d mallory libvirt"
