@@ -51,12 +51,20 @@ def _judge(
     now = now or snapshot.take(collected.evidence)
     items = compare(baseline, now, version=version)
     pending = bool(intent and baseline.intent_digest and intent != baseline.intent_digest)
-    problem = "; ".join(f"{section}: {why}" for section, why in sorted(now.blind.items()))
+    problem = _unseen(now)
     if items:
         return HostDrift(host, "drifted", items=items, pending=pending, problem=problem)
     if problem:
         return HostDrift(host, "unknown", pending=pending, problem=f"could not be looked at: {problem}")
     return HostDrift(host, "pending" if pending else "in-sync", pending=pending)
+
+
+def _unseen(now: Snapshot) -> str:
+    """What could not be collected, and why; each reason once."""
+    reasons: dict[str, list[str]] = {}
+    for section, why in sorted(now.blind.items()):
+        reasons.setdefault(why, []).append(section)
+    return "; ".join(f"{', '.join(sections)}: {why}" for why, sections in reasons.items())
 
 
 def compare(baseline: Baseline, now: Snapshot, *, version: str) -> tuple[Drift, ...]:
@@ -69,7 +77,7 @@ def compare(baseline: Baseline, now: Snapshot, *, version: str) -> tuple[Drift, 
     found = []
     for item in sorted({*baseline.items, *now.items}):
         kind = snapshot.kind(item)
-        if kind is None or kind.section in now.blind or (kind.name not in kinds and baseline.kvmfleet != version):
+        if kind is None or not kind.is_told(now.blind) or (kind.name not in kinds and baseline.kvmfleet != version):
             continue
         expected, seen = baseline.items.get(item), now.items.get(item)
         if expected != seen:
@@ -105,7 +113,7 @@ def timed(items: Iterable[Drift], before: Iterable[Drift], now_s: float) -> tupl
 def _was_so(item: Drift, before: Snapshot | None, *, unseen: bool) -> bool:
     """Whether the item was already what it is now; `unseen` where nobody could look."""
     kind = snapshot.kind(item.item)
-    if before is None or kind is None or kind.section in before.blind:
+    if before is None or kind is None or not kind.is_told(before.blind):
         return unseen
     return before.items.get(item.item) == item.seen
 

@@ -39,6 +39,11 @@ class Kind(NamedTuple):
     section: str
     owner: str  # "" where no role can change it: the machine itself, and what upgrades bring
     gather: Callable[[Evidence], Items]  # name -> value; the name is "" where there is only one
+    also: tuple[str, ...] = ()  # sections that tell a part of it
+
+    def is_told(self, blind: Mapping[str, str]) -> bool:
+        """Whether everything that tells it could be collected; without a part, its items would seem to be gone."""
+        return blind.keys().isdisjoint((self.section, *self.also))
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -55,12 +60,14 @@ def take(evidence: Evidence) -> Snapshot:
         blind["network"] = evidence.network.error
     if evidence.storage.error:
         blind["storage"] = evidence.storage.error
+    if not _names(evidence.contract.text):
+        blind = {kind.section: UNNAMED for kind in KINDS if kind.section not in BY_THEMSELVES} | blind
     if evidence.system.uid > 0:
         blind["system"] = f"collected as user {evidence.system.uid}, most answers need root"
     items = {
         f"{kind.name}:{name}" if name else kind.name: value
         for kind in KINDS
-        if kind.section not in blind
+        if kind.is_told(blind)
         for name, value in kind.gather(evidence).items()
     }
     return Snapshot(dict(sorted(items.items())), blind)
@@ -79,6 +86,18 @@ def owner(item: str) -> str:
             return role
     found = kind(item)
     return found.owner if found else ""
+
+
+BY_THEMSELVES = ("contract", "system", "identity", "kvm")
+UNNAMED = "the contract of the host, which names what to look at, cannot be read"
+
+
+def _names(contract: str) -> bool:
+    """Whether it names anything to the collector, which otherwise finds nothing and not that it is gone."""
+    try:
+        return isinstance(msgspec.json.decode(contract), dict)
+    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
+        return False
 
 
 FILE_OWNERS = (
@@ -263,7 +282,7 @@ def _contract(evidence: Evidence) -> Items:
 KINDS = (
     Kind("contract", "contract", "host_contract", _contract),
     Kind("system", "system", "", _system),
-    Kind("hardware", "identity", "", _hardware),
+    Kind("hardware", "identity", "", _hardware, also=("cpu",)),
     Kind(
         "package",
         "packages",
@@ -286,8 +305,8 @@ KINDS = (
     Kind(
         "qemu", "qemu", "qemu_kvm", lambda e: {"binary": e.qemu.binary or "absent", "firmware": _list(e.qemu.firmware)}
     ),
-    Kind("unit", "libvirt", "libvirt", _units),
-    Kind("setting", "libvirt", "libvirt", _settings),
+    Kind("unit", "libvirt", "libvirt", _units, also=("tuning", "guests")),
+    Kind("setting", "libvirt", "libvirt", _settings, also=("guests",)),
     Kind("member", "members", "libvirt", lambda e: {group: _list(users) for group, users in e.members.items()}),
     Kind("network", "network", "libvirt_networks", _networks),
     Kind("bridge", "network", "libvirt_networks", _bridges),

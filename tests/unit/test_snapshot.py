@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from evidence import host
+from evidence import host, merged
 
 from orchestrator import snapshot
 
@@ -29,8 +29,6 @@ TUNED: dict[str, Any] = {
 
 
 def items(patch: Any = None) -> dict[str, str]:
-    from evidence import merged
-
     return snapshot.take(host(merged(TUNED, patch or {}))).items
 
 
@@ -141,4 +139,29 @@ def test_sections_are_those_of_the_evidence() -> None:
     from orchestrator.model import Evidence
 
     known = {field.name for field in msgspec.structs.fields(Evidence)}
-    assert {kind.section for kind in snapshot.KINDS} <= known
+    assert {section for kind in snapshot.KINDS for section in (kind.section, *kind.also)} <= known
+
+
+TOLD_BY_TWO: dict[str, Any] = {
+    "guests": {"unit": {"load": "loaded", "enabled": "enabled"}, "settings": {"ON_SHUTDOWN": "shutdown"}},
+    "tuning": {"units": {"tuned.service": {"load": "loaded", "enabled": "enabled", "active": "active"}}},
+}
+SECTIONS = sorted({section for kind in snapshot.KINDS for section in (kind.section, *kind.also)})
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_section_that_fails_makes_nothing_seem_gone_or_changed(section: str) -> None:
+    whole = items(TOLD_BY_TWO)
+    failed = {section: {"text": ""} if section == "contract" else None, "errors": {section: "late"}}
+    taken = snapshot.take(host(merged(merged(TUNED, TOLD_BY_TWO), failed)))
+    told = {name: value for name, value in whole.items() if (kind := snapshot.kind(name)) and kind.is_told(taken.blind)}
+    assert taken.items == told
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"], ids=["absent", "broken", "no table"])
+def test_without_a_contract_what_it_names_is_not_known(text: str) -> None:
+    named = {"packages": None, "files": None, "members": None}
+    taken = snapshot.take(host(merged(TUNED, {"contract": {"text": text, "error": "absent"}} | named)))
+    assert "contract" in taken.items
+    assert "hardware:memory" in taken.items
+    assert {"packages", "files", "members", "tuning", "libvirt"} <= taken.blind.keys()
