@@ -291,7 +291,8 @@ class Store:
     def prune(self, before_s: float) -> int:
         """Forget runs that ended before this time, and what they learned; gives their number.
 
-        Kept is what is still needed: baselines with their evidence, and the last that was seen of each host. What was
+        Kept is what is still needed: baselines with their evidence, the last that was seen of each host, and how it was
+        when that could last be told. A run whose end was never noted ended when it began, unless it is alive. What was
         told of a host goes once no drift check looked at it since then: it is in no inventory any more. One that is
         silent is looked at by every check, and what was told of it stays.
         """
@@ -362,6 +363,12 @@ _BASELINE = (
 )
 _LAST_WATCH = sa.select(watches).where(watches.c.host == sa.bindparam("host")).order_by(watches.c.id.desc()).limit(1)
 _LAST_TOLD_WATCH = _LAST_WATCH.where(watches.c.state.in_(TOLD))
+_LAST_WHOLE_WATCH = _LAST_TOLD_WATCH.where(watches.c.problem == "")
+_RENEWED = (
+    sa.select(baselines.c.result_id, results.c.recorded_at_s)
+    .join(results, results.c.id == baselines.c.result_id)
+    .where(baselines.c.host == sa.bindparam("host"))
+)
 _SNAPSHOT = sa.select(snapshots.c.id).where(snapshots.c.digest == sa.bindparam("digest"))
 
 
@@ -385,14 +392,47 @@ def _dated(connection: sa.Connection, found: HostDrift) -> HostDrift:
     before = told = _first(connection, _LAST_WATCH, host=found.host)
     if before and before["state"] not in TOLD:
         told = _first(connection, _LAST_TOLD_WATCH, host=found.host)
-    known = _drifts(connection, told["id"]) if told and found.items else ()
+    renewed = (
+        _first(connection, _RENEWED, host=found.host) if before and found.state in ("drifted", "pending") else None
+    )
+    known = _known_drift(connection, told, renewed) if told and found.items else ()
+    went_on = before and before["state"] == found.state and (known or not _is_later(renewed, before))
     return msgspec.structs.replace(
         found,
         items=drift.timed(found.items, known, now),
-        since_s=before["since_s"] if before and before["state"] == found.state else now,
+        since_s=before["since_s"] if before and went_on else now,
         seen_s=now,
         told_s=now if found.state in TOLD else told["seen_s"] if told else None,
     )
+
+
+def _known_drift(connection: sa.Connection, told: sa.RowMapping, renewed: sa.RowMapping | None) -> tuple[Drift, ...]:
+    """What had drifted at the last check that could tell and, of kinds that it could not look at, at the one before.
+
+    A baseline since then found it healed, but for what was left.
+    """
+    seen = [(told, _drifts(connection, told["id"]))]
+    if told["problem"] and (whole := _first(connection, _LAST_WHOLE_WATCH, host=told["host"])):
+        looked_at = _kinds(connection, told["snapshot_id"])
+        unseen = (item for item in _drifts(connection, whole["id"]) if item.item.partition(":")[0] not in looked_at)
+        seen.append((whole, tuple(unseen)))
+    left = _carried(connection, renewed["result_id"]) if renewed else {}
+    return tuple(item for row, items in seen for item in items if item.item in left or not _is_later(renewed, row))
+
+
+def _is_later(renewed: sa.RowMapping | None, watch: sa.RowMapping) -> bool:
+    """Whether the baseline is younger than what a drift check saw."""
+    return renewed is not None and renewed["recorded_at_s"] > watch["seen_s"]
+
+
+def _kinds(connection: sa.Connection, snapshot_id: int | None) -> set[str]:
+    """The kinds of items in a snapshot; none where it cannot be read."""
+    query = sa.select(snapshots.c.document).where(snapshots.c.id == snapshot_id)
+    try:
+        items = msgspec.json.decode(zlib.decompress(connection.execute(query).scalar() or b""), type=dict[str, str])
+    except (zlib.error, msgspec.MsgspecError):
+        return set()
+    return {item.partition(":")[0] for item in items}
 
 
 def _last_told(connection: sa.Connection, host: str, until_id: int) -> float | None:
@@ -425,7 +465,10 @@ def _acceptances(connection: sa.Connection, host: str, after: int = 0) -> tuple[
 
 
 def _prune(connection: sa.Connection, before_s: float) -> int:
-    old = sa.select(runs.c.id).where(runs.c.finished_at_s < before_s)
+    begun = connection.execute(sa.select(runs).where(runs.c.finished_at_s.is_(None))).mappings()
+    alive = [row["id"] for row in begun if row["controller"] == os.uname().nodename and _runs(row)]
+    ended_s = sa.func.coalesce(runs.c.finished_at_s, runs.c.started_at_s)  # it was killed, and no run takes so long
+    old = sa.select(runs.c.id).where(ended_s < before_s, runs.c.id.not_in(alive))
     newest_results = sa.select(sa.func.max(results.c.id)).group_by(results.c.host)
     newest_watches = sa.select(sa.func.max(watches.c.id)).group_by(watches.c.host)
     kept = sa.union_all(newest_results, sa.select(baselines.c.result_id))
@@ -433,7 +476,9 @@ def _prune(connection: sa.Connection, before_s: float) -> int:
     connection.execute(findings.delete().where(findings.c.result_id.in_(gone)))
     connection.execute(carried.delete().where(carried.c.result_id.in_(gone)))
     connection.execute(results.delete().where(results.c.id.in_(gone)))
-    unseen = sa.select(watches.c.id).where(watches.c.run_id.in_(old), watches.c.id.not_in(newest_watches))
+    newest_told = newest_watches.where(watches.c.state.in_(TOLD))
+    shown_watches = sa.union_all(newest_watches, newest_told)
+    unseen = sa.select(watches.c.id).where(watches.c.run_id.in_(old), watches.c.id.not_in(shown_watches))
     connection.execute(drifts.delete().where(drifts.c.watch_id.in_(unseen)))
     connection.execute(watches.delete().where(watches.c.id.in_(unseen)))
     looked_at = sa.select(watches.c.host).where(watches.c.seen_s >= before_s)

@@ -473,6 +473,30 @@ def test_drift_keeps_its_time_across_checks_that_could_not_tell(store: Store) ->
     assert store.begin("drift").watch(seen(SWAP), {}).items[0].since_s > first.since_s
 
 
+def test_drift_that_comes_back_after_a_provision_has_healed_it_is_new(store: Store) -> None:
+    first = store.begin("drift").watch(seen(SWAP, GONE), {})
+    left = msgspec.structs.replace(result(), left=(GONE,))
+    store.begin("provision").record(left, baseline=True)
+    again = store.begin("drift").watch(seen(SWAP, GONE), {})
+    assert again.items[0].since_s > first.since_s, "healed, and broken again"
+    assert (again.items[1].since_s, again.since_s) == (first.since_s, first.since_s), "never healed"
+    store.begin("provision").record(result(), baseline=True)
+    assert store.begin("drift").watch(seen(SWAP, GONE), {}).since_s > again.seen_s
+
+
+def test_drift_keeps_its_time_across_a_check_that_could_not_look_at_it(store: Store) -> None:
+    first, gone = store.begin("drift").watch(seen(SWAP, GONE), {"package:ovmf": "1", SWAP.item: "60"}).items
+    for _ in range(2):
+        half = msgspec.structs.replace(seen(GONE), problem="tuning: late")
+        store.begin("drift").watch(half, {"package:ovmf": "1"})
+    assert store.begin("drift").watch(seen(SWAP, GONE), {}).items == (first, gone)
+    half = msgspec.structs.replace(seen(SWAP), problem="files: late")
+    store.begin("drift").watch(half, {"package:ovmf": "1", "package:swtpm": "0.7", SWAP.item: "60"})
+    again = store.begin("drift").watch(seen(SWAP, GONE), {}).items
+    assert again[0] == first
+    assert again[1].since_s > gone.since_s, "healed meanwhile"
+
+
 def test_the_expectation_is_the_baseline_and_what_was_accepted_since(store: Store) -> None:
     assert store.expectation("hv1") is None
     store.begin("provision").record(result("hv1", hostname="old", contract="{}"), baseline=True)
@@ -515,6 +539,33 @@ def test_pruning_forgets_old_runs_and_keeps_what_is_needed(store: Store, url: st
     assert {run.id for run in store.runs()} == {1, 6, 7, unfinished.id}
     for table, rows in {"host_results": 2, "evidence": 2, "watches": 1, "snapshots": 2, "drifts": 1}.items():
         assert execute(url, f"SELECT count(*) FROM {table}") == [(rows,)], table
+
+
+def test_pruning_keeps_when_a_silent_host_could_last_be_told_and_what_had_drifted(store: Store) -> None:
+    run = store.begin("drift")
+    told = run.watch(seen(SWAP), {})
+    run.finish("finished")
+    for _ in range(2):
+        run = store.begin("drift")
+        run.watch(HostDrift("hv1", "unreachable"), None)
+        run.finish("finished")
+    assert store.prune(time.time() + 1) == 1
+    back = store.begin("drift").watch(HostDrift("hv1", "unreachable"), None)
+    assert back.told_s == told.seen_s
+    assert store.begin("drift").watch(seen(SWAP), {}).items == told.items
+
+
+def test_pruning_forgets_old_runs_of_which_the_end_was_never_noted(store: Store, url: str) -> None:
+    for _ in range(3):
+        store.begin("drift").watch(seen(), {})  # ours: this process is alive
+    assert store.prune(time.time() + 1) == 0
+    execute(url, "UPDATE runs SET process = 'another-boot 1 1' WHERE id < 3")
+    assert store.prune(time.time() - 1000) == 0, "they are young"
+    assert store.prune(time.time() + 1) == 2
+    execute(url, "UPDATE runs SET controller = 'another', started_at_s = started_at_s - 1000")
+    assert store.prune(time.time() - 500) == 0, "it holds the last that was seen of the host"
+    store.begin("drift").watch(seen(), {})
+    assert store.prune(time.time() - 500) == 1, "no run takes so long"
 
 
 def test_pruning_forgets_what_was_told_of_hosts_that_nobody_looks_at_any_more(store: Store, url: str) -> None:
