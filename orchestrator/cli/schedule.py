@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -35,6 +36,7 @@ OWN = ("KVMFLEET_VENV", "KVMFLEET_PYTHON")
 CARRIED = ("HOME", "PATH", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 PREFIXES = ("KVMFLEET_", "ANSIBLE_", "PG")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+SECRET = re.compile(r"PASS|KEY|TOKEN|SECRET|CREDENTIAL|VAULT")
 PASSING = ("/tmp", "/var/tmp")
 LONGEST_LINE = 990  # characters that cron takes for a command
 SPREAD_S = 900
@@ -388,7 +390,9 @@ def _print_cron(made: Schedule, times: Times, variables: Mapping[str, str]) -> N
 
 
 def _may_be_shown(name: str) -> bool:
-    return name in ("KVMFLEET_STATE_DIR", "KVMFLEET_CACHE_DIR") or name.startswith("ANSIBLE_")
+    """Whether a variable can hold no secret; of plugins of Ansible's, some are passwords, keys or tokens."""
+    ours = name in ("KVMFLEET_STATE_DIR", "KVMFLEET_CACHE_DIR")
+    return ours or (name.startswith("ANSIBLE_") and (not SECRET.search(name) or name.endswith(("_FILE", "_CHECKING"))))
 
 
 def _notes(made: Schedule, fleet: Fleet, given: Mapping[str, Any], *, cron: bool) -> Iterator[str]:

@@ -521,12 +521,16 @@ def test_a_local_host_is_seen_as_it_is(install) -> None:
 @pytest.mark.ansible
 def test_a_crontab_shows_no_secret_and_names_what_is_missing(install) -> None:
     done = install(
-        "-i", "hosts.yml", "--every=1d", "--print-cron", KVMFLEET_STORE="postgresql://u:hunter2@db/x", https_proxy="p:w"
-    )
+        "-i", "hosts.yml", "--every=1d", "--print-cron",
+        KVMFLEET_STORE="postgresql://u:hunter2@db/x", https_proxy="p:w",
+        ANSIBLE_BECOME_PASS="hunter2", ANSIBLE_PRIVATE_KEY_PASSPHRASE="hunter2", ANSIBLE_HOST_KEY_CHECKING="False",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("0 0 * * * cd ")
     assert "hunter2" not in done.stdout + done.stderr
-    assert "set in the crontab above the line, as they may be secret: KVMFLEET_STORE, https_proxy" in done.stderr
+    assert "ANSIBLE_HOST_KEY_CHECKING=False" in done.stdout
+    secret = "ANSIBLE_BECOME_PASS, ANSIBLE_PRIVATE_KEY_PASSPHRASE, KVMFLEET_STORE, https_proxy"
+    assert f"set in the crontab above the line, as they may be secret: {secret}" in done.stderr
 
 
 @pytest.mark.ansible
