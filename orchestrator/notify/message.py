@@ -25,7 +25,8 @@ WORDS = ("drifted", "changed", "unreachable", "unknown", "never-provisioned", "r
 
 SAID = {"changed": "drifted further", "recovered": "in sync again"}
 NAMED = 5  # hosts in a command
-MENTION = re.compile(r"@(?=everyone|here|channel|all|room)|<(?=[@!#])", re.IGNORECASE)
+MENTION = re.compile(r"@(?=everyone|here|channel|all|room)|(?<!\w)@(?=[\w*\"])|<(?=[@!#])", re.IGNORECASE)
+"""Groups wherever they are, and people where a word begins: libvirt-guests@1.service is none."""
 
 
 def message(transitions: Sequence[Transition], inventory: Sequence[str] = ()) -> Message:

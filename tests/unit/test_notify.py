@@ -415,6 +415,14 @@ def test_what_a_host_says_is_one_plain_line_and_calls_nobody() -> None:
         assert call not in made.title + made.body
 
 
+@pytest.mark.parametrize("call", ["@alice", "(@bob.b", "@**carol**", '@"dave d"', "x @all"])
+def test_a_host_calls_no_single_person_either(call: str) -> None:
+    (item,) = (Drift(f"unit:a@1.service {call}", call, None, 1.0),)
+    made = message(told([HostDrift("hv1", "drifted", 1.0, 2.0, (item,))]))
+    assert call not in made.body
+    assert "a@1.service" in made.body
+
+
 def test_of_long_values_the_difference_is_shown() -> None:
     long = "same " * 40
     (one,) = told([HostDrift("hv1", "drifted", 1.0, 2.0, (Drift("network:n", long + "old", long + "new", 1.0),))])
