@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import functools
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -125,15 +126,17 @@ def _told_store() -> Store:
     return store
 
 
-def _complete_host(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
-    with open_store() as store:
+def _complete_host(context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
+    with context.scope(cleanup=False), open_store() as store:  # click enters it for commands alone
         return [name for name in store.hosts() if name.startswith(typed)]
 
 
 def _complete_item(context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
-    with open_store() as store:
+    with context.scope(cleanup=False), open_store() as store:
         seen = store.watched(context.params.get("host") or "")
-    return [item.item for item in seen.items if item.item.startswith(typed)] if seen else []
+    # a shell may take what it is offered as it is: ? stands for what would mean something to it
+    offered = [re.sub(r"[^A-Za-z0-9_@:=,./+-]", "?", item.item) for item in seen.items] if seen else []
+    return [pattern for pattern in offered if pattern.startswith(typed)]
 
 
 @drift.command("accept")
@@ -148,6 +151,8 @@ def accept(host: str, items: tuple[str, ...], reason: str | None, as_json: bool)
     An ITEM is written as `kvmfleet drift` shows it; * and ? stand for anything, as in 'package:*'. The next provision
     that ends well makes a new baseline, and all that was accepted before is in it or gone.
     """
+    from orchestrator.text import printable
+
     with _told_store() as store:
         seen = store.watched(host)
         if seen is None:
@@ -163,25 +168,29 @@ def accept(host: str, items: tuple[str, ...], reason: str | None, as_json: bool)
         print_json(made)
         return
     for one in made:
-        click.echo(f"accepted {host}: {one.item}", err=True)
+        click.echo(f"accepted {host}: {printable(one.item)}", err=True)
 
 
 def _chosen(host: str, seen: Sequence[Drift], wanted: Sequence[str]) -> list[Drift]:
     """What the patterns name; everything where there are none."""
+    from orchestrator.text import printable
+
     if not seen:
         raise UsageError(
             f"{host}: the last drift check saw no drift.", hint=f"Look again: kvmfleet drift --limit {host}"
         )
     if not wanted:
         return list(seen)
+    names = [item.item for item in seen]
+    chosen: set[str] = set()
     for pattern in wanted:
-        if not any(fnmatch.fnmatchcase(item.item, pattern) for item in seen):
-            near = difflib.get_close_matches(pattern, [item.item for item in seen], n=3)
-            known = (
-                f"Did you mean {' or '.join(near)}?" if near else f"Drifted are: {', '.join(i.item for i in seen[:10])}"
-            )
-            raise UsageError(f"{host}: no item of drift is called {pattern!a}.", hint=known)
-    return [item for item in seen if any(fnmatch.fnmatchcase(item.item, pattern) for pattern in wanted)]
+        found = {pattern} if pattern in names else set(fnmatch.filter(names, pattern))  # names may hold [ and *
+        if not found:
+            near = difflib.get_close_matches(pattern, names, n=3)
+            known = f"Did you mean {' or '.join(near)}?" if near else f"Drifted are: {', '.join(names[:10])}"
+            raise UsageError(f"{host}: no item of drift is called {pattern!a}.", hint=printable(known, 2000))
+        chosen |= found
+    return [item for item in seen if item.item in chosen]
 
 
 def _ask_reason() -> str:

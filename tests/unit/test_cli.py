@@ -464,6 +464,34 @@ def test_accepting_takes_names_patterns_or_all_and_keeps_who_and_why(run, drifte
         ]
 
 
+HOSTILE = ("hardware:interface *", "hardware:interface [a]", "hardware:interface \x1b[2J\n$(reboot)")
+
+
+@pytest.fixture
+def hostile(state):
+    with Store() as store:
+        items = tuple(Drift(name, None, "x") for name in (*HOSTILE, "hardware:interface eth0"))
+        store.begin("drift").watch(HostDrift("hv1", "drifted", items=items), None)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_the_whole_name_of_an_item_accepts_it_and_no_other(run, hostile, name):
+    code, _, err = run("drift", "accept", "hv1", name, "--reason", "x")
+    assert (code, "\x1b" in err, err.count("\n")) == (0, False, 1)
+    with Store() as store:
+        assert [one.item for one in store.accepted("hv1")] == [name]
+
+
+def test_no_name_of_an_item_acts_on_a_terminal_or_in_a_shell(run, hostile, completed):
+    err = run("drift", "accept", "hv1", "zebra", "--reason", "x")[2]
+    assert "Drifted are" in err
+    assert "\x1b" not in err
+    offered = completed("drift accept hv1 hardware:i")
+    assert "hardware:interface???2J???reboot?" in offered
+    assert "hardware:interface?eth0" in offered
+    assert completed("drift accept h") == completed("history host h") == ["hv1"]
+
+
 def test_history_tells_runs_and_hosts_and_prunes(run, drifted):
     assert json.loads(run("history", "--json")[1])[0]["command"] == "drift"
     code, out, _ = run("history", "hv1", "--json")
