@@ -10,7 +10,7 @@ import hashlib
 import os
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -252,10 +252,14 @@ class Store:
         return items
 
     def watched(self, host: str) -> HostDrift | None:
-        """What the last drift check saw of a host."""
+        """What the last drift check saw of a host, without the items that a provision has healed since."""
         with database.reading(self.engine) as connection:
             row = _first(connection, _LAST_WATCH, host=host)
-            return _past_watch(connection, row) if row else None
+            if row is None:
+                return None
+            renewed = _first(connection, _RENEWED, host=host)
+            items = _not_healed(connection, _drifts(connection, row["id"]), row, renewed)
+            return msgspec.structs.replace(_past_watch(connection, row), items=items)
 
     def dated(self, found: HostDrift) -> HostDrift:
         """What a drift check saw of one host, with the times since when it is so, where that cannot be recorded."""
@@ -407,17 +411,23 @@ def _dated(connection: sa.Connection, found: HostDrift) -> HostDrift:
 
 
 def _known_drift(connection: sa.Connection, told: sa.RowMapping, renewed: sa.RowMapping | None) -> tuple[Drift, ...]:
-    """What had drifted at the last check that could tell and, of kinds that it could not look at, at the one before.
-
-    A baseline since then found it healed, but for what was left.
-    """
-    seen = [(told, _drifts(connection, told["id"]))]
+    """What had drifted at the last check that could tell and, of kinds that it could not look at, at the one before."""
+    known = _not_healed(connection, _drifts(connection, told["id"]), told, renewed)
     if told["problem"] and (whole := _first(connection, _LAST_WHOLE_WATCH, host=told["host"])):
         looked_at = _kinds(connection, told["snapshot_id"])
         unseen = (item for item in _drifts(connection, whole["id"]) if item.item.partition(":")[0] not in looked_at)
-        seen.append((whole, tuple(unseen)))
-    left = _carried(connection, renewed["result_id"]) if renewed else {}
-    return tuple(item for row, items in seen for item in items if item.item in left or not _is_later(renewed, row))
+        known += _not_healed(connection, unseen, whole, renewed)
+    return known
+
+
+def _not_healed(
+    connection: sa.Connection, items: Iterable[Drift], watch: sa.RowMapping, renewed: sa.RowMapping | None
+) -> tuple[Drift, ...]:
+    """Of what a drift check saw, what a baseline since then did not find healed: all, or what was left."""
+    if renewed is None or not _is_later(renewed, watch):
+        return tuple(items)
+    left = _carried(connection, renewed["result_id"])
+    return tuple(item for item in items if item.item in left)
 
 
 def _is_later(renewed: sa.RowMapping | None, watch: sa.RowMapping) -> bool:

@@ -484,6 +484,14 @@ def test_drift_that_comes_back_after_a_provision_has_healed_it_is_new(store: Sto
     assert store.begin("drift").watch(seen(SWAP, GONE), {}).since_s > again.seen_s
 
 
+def test_what_a_provision_has_healed_is_there_no_more_to_be_accepted(store: Store) -> None:
+    store.begin("drift").watch(seen(SWAP, GONE), {})
+    store.begin("provision").record(msgspec.structs.replace(result(), left=(GONE,)), baseline=True)
+    watched = store.watched("hv1")
+    assert watched
+    assert [item.item for item in watched.items] == [GONE.item]
+
+
 def test_drift_keeps_its_time_across_a_check_that_could_not_look_at_it(store: Store) -> None:
     first, gone = store.begin("drift").watch(seen(SWAP, GONE), {"package:ovmf": "1", SWAP.item: "60"}).items
     for _ in range(2):
@@ -758,7 +766,7 @@ def test_writers_that_are_killed_at_any_moment_leave_nothing_by_half(url: str) -
             assert store.notes == ()
             assert {run.state for run in store.runs()} <= {"finished", "interrupted"}
             for host in store.hosts():
-                last, watched = store.last(host), store.watched(host)
+                last, watched = store.last(host), next(iter(store.watches(host, 1)), None)
                 assert last
                 assert (last.findings, bool(last.evidence), bool(store.expectation(host))) == ((GOOD,), True, True)
                 assert watched is None or watched.items[0].item == SWAP.item
