@@ -63,7 +63,8 @@ def take(evidence: Evidence) -> Snapshot:
     if not _names(evidence.contract.text):
         blind = {kind.section: UNNAMED for kind in KINDS if kind.section not in BY_THEMSELVES} | blind
     if evidence.system.uid > 0:
-        blind["system"] = f"collected as user {evidence.system.uid}, most answers need root"
+        why = f"collected as user {evidence.system.uid}, most answers need root"
+        blind = {kind.section: why for kind in KINDS if kind.section not in FOR_EVERYBODY} | blind
     items = {
         f"{kind.name}:{name}" if name else kind.name: value
         for kind in KINDS
@@ -89,6 +90,7 @@ def owner(item: str) -> str:
 
 
 BY_THEMSELVES = ("contract", "system", "identity", "kvm")
+FOR_EVERYBODY = ("packages", "members")
 UNNAMED = "the contract of the host, which names what to look at, cannot be read"
 
 

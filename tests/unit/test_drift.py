@@ -85,6 +85,16 @@ def test_what_could_not_be_looked_at_is_not_in_sync_and_no_drift_either() -> Non
     )
 
 
+def test_what_only_root_may_read_is_no_drift_for_another_user() -> None:
+    unread = {"system": {"uid": 1000}, "files": {"/etc/modules-load.d/kvmfleet.conf": {"sha256": None}}}
+    unread |= {"libvirt": {"settings": {}}, "contract": {"text": "", "error": "Permission denied"}}
+    found = judged(unread)
+    assert (found.state, found.items) == ("unknown", ())
+    assert "collected as user 1000, most answers need root" in found.problem
+    unread |= {"contract": {}, "packages": {"qemu-system-x86": ""}}
+    assert [item.item for item in judged(unread).items] == ["package:qemu-system-x86"], "which everybody may see"
+
+
 def test_what_an_older_kvmfleet_did_not_look_at_is_no_drift_after_the_upgrade() -> None:
     unknown = {name: None for name in snapshot.take(host()).items if name.startswith("member:")}
     assert judged(was=baseline(unknown, version="0.9")).state == "in-sync"
