@@ -67,11 +67,13 @@ def wanted(extra: Iterable[str]) -> List[str]:
 def units(names: List[str], running: str = "/run/systemd/system") -> Dict[str, Dict[str, str]]:
     """LoadState and the others of these units, and of all that failed: --state holds for what a pattern matches.
 
-    Nothing where systemd does not run, or does not answer.
+    Nothing where systemd does not run. Raises OSError where it does not answer: its units are not gone then.
     """
     if not shell.which("systemctl") or not os.path.isdir(running):
         return {}
     answer = shell.run(["systemctl", "show", "--state=failed", "--property=" + SHOWN, "--", *names, "*"])
+    if answer.code and not answer.out.strip():
+        raise OSError("systemctl: " + (" ".join(answer.err.split()) or "exit {}".format(answer.code)))
     blocks = [dict(re.findall(r"^(\w+)=(.*)$", block, re.MULTILINE)) for block in answer.out.split("\n\n")]
     return {block["Id"]: {key: block.get(key, "") for key in SHOWN.split(",")} for block in blocks if "Id" in block}
 

@@ -109,6 +109,16 @@ def test_what_failed_is_told_with_the_units_of_libvirt(tmp_path: Path, monkeypat
     assert upkeep.look(found)["failed_units"] == ["Nightly.service", "libvirtd-tls.socket"]
 
 
+def test_a_systemd_that_does_not_answer_has_not_lost_its_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "systemctl").write_text("#!/bin/sh\necho Failed to connect to bus: Connection refused >&2; exit 1\n")
+    (tmp_path / "systemctl").chmod(0o755)
+    monkeypatch.setattr(shell, "PATH", str(tmp_path))
+    monkeypatch.setitem(shell.ENVIRONMENT, "PATH", str(tmp_path))
+    with pytest.raises(OSError, match="Connection refused"):
+        libvirt.units(["libvirtd.service"], str(tmp_path))
+    assert libvirt.units(["libvirtd.service"], str(tmp_path / "not booted")) == {}
+
+
 def test_where_the_units_of_libvirt_are_not_known_systemd_is_asked_for_what_failed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
