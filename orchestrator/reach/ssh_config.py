@@ -6,6 +6,7 @@ import functools
 import glob
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,14 @@ def _lines(file: str, home: str, depth: int) -> Iterator[tuple[str, str]]:
     for name, value in _LINE.findall(text):
         yield name, value
         if name.lower() == "include" and depth:
-            for pattern in value.replace('"', "").split():
+            for pattern in _words(value):
                 for included in sorted(glob.glob(os.path.join(home, os.path.expanduser(pattern)))):
                     yield from _lines(included, home, depth - 1)
+
+
+def _words(value: str) -> list[str]:
+    """In quotes, a path may hold blanks."""
+    try:
+        return shlex.split(value, comments=True)
+    except ValueError:  # a quote that does not end, which ssh refuses
+        return value.split()

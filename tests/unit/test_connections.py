@@ -402,7 +402,7 @@ def through(w: World) -> dict[str, Row]:
                 config("RevokedHostKeys /nonexistent"), config("Host other", "  KnownHostsCommand=/bin/true"),
                 config("verifyhostkeydns yes"), config("PKCS11Provider none"), config("SecurityKeyProvider none"),
                 config("BindInterface lo"), config("ProxyUseFdpass no"),
-                Words(ssh={"config": "Include *.conf\n", "one.conf": "\tRevokedHostKeys = none\n"}),
+                Words(ssh={"config": 'Include "on? two.conf" # ours\n', "one two.conf": "\tRevokedHostKeys = none\n"}),
             ),
             config("# RevokedHostKeys none"),
         ),
