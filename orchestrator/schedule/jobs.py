@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from io import BufferedRandom
+from io import FileIO
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -338,12 +338,12 @@ def recorded(name: str, work: Callable[[], int]) -> int:
 
 
 @contextmanager
-def _alone(name: str) -> Iterator[BufferedRandom]:
+def _alone(name: str) -> Iterator[FileIO]:
     """The note, held as lock.py holds hosts: the kernel drops the lock with the process, whatever ends it."""
     path = _note_path(str(paths.state()), name)
     try:
         _make_private(path.parent)
-        file = path.open("a+b")
+        file = path.open("a+b", buffering=0)  # what could not be written is not tried again, and fails, when it closes
     except OSError as e:
         raise _unwritable(path, e) from e
     with file:
@@ -365,17 +365,18 @@ def _note_path(state: str, name: str) -> Path:
     return Path(state) / "schedules" / f"{name}.json"
 
 
-def _content(file: BufferedRandom) -> bytes:
+def _content(file: FileIO) -> bytes:
     file.seek(0)
     return file.read(1 << 16)
 
 
-def _put(file: BufferedRandom, note: _Note) -> None:
+def _put(file: FileIO, note: _Note) -> None:
     """In place: a file that is replaced would take the lock with it. What a crash cuts short counts as no note."""
+    left = msgspec.json.encode(note)
     try:
         file.truncate(0)
-        file.write(msgspec.json.encode(note))
-        file.flush()
+        while left:  # on a disk that is nearly full a write takes what fits
+            left = left[file.write(left) :]
     except OSError as e:
         raise _unwritable(Path(file.name), e) from e
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shlex
 import signal
 import subprocess
@@ -338,6 +339,18 @@ def test_a_second_run_looks_at_nothing_and_says_who_does(holder: subprocess.Pope
         jobs.recorded("drift", lambda: pytest.fail("it ran"))
     assert jobs.recorded("other", lambda: 0) == 0
     holder.communicate("")
+    assert jobs.recorded("drift", lambda: 0) == 0
+
+
+def test_a_full_disk_is_an_error_with_a_way_out(state: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))  # a note does not fit
+    try:
+        with pytest.raises(ScheduleError, match=r"schedules/drift\.json: ") as caught:
+            jobs.recorded("drift", lambda: pytest.fail("it ran"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "have room" in caught.value.hint
     assert jobs.recorded("drift", lambda: 0) == 0
 
 
