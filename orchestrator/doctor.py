@@ -189,10 +189,10 @@ def _oddities(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[Problem]:
 def ansible_files(environ: Mapping[str, str] = os.environ, here: Callable[[], Path] = Path.cwd) -> Iterator[Problem]:
     """Configuration files that Ansible passes over without, or with only, a warning."""
     named = environ.get("ANSIBLE_CONFIG", "")
-    if named and not Path(named).expanduser().exists():
+    if named and not _found(Path(named).expanduser()):
         yield Problem(
             "warning",
-            f"ANSIBLE_CONFIG={printable(named)} does not exist; Ansible goes on without it.",
+            f"ANSIBLE_CONFIG={printable(named)} is not found; Ansible goes on without it.",
             "Correct or unset ANSIBLE_CONFIG.",
         )
     folder = here()
@@ -232,7 +232,7 @@ def agent(environ: Mapping[str, str] = os.environ) -> Iterator[Problem]:
 
 def folder(path: Path, need_mib: int, *, level: Level) -> Iterator[Problem]:
     """A folder that we write to, or make: its nearest parent decides."""
-    there = next(parent for parent in (path, *path.parents) if parent.exists())
+    there = next(parent for parent in (path, *path.parents) if _found(parent))
     move = "Make room or set KVMFLEET_STATE_DIR and KVMFLEET_CACHE_DIR to folders that you can write."
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         yield Problem(level, f"{path} cannot be written by this user.", move)
@@ -275,7 +275,7 @@ def _damage(file: Path, why: str) -> Problem:
 
 def authority(path: Path, now_s: Callable[[], float] = time.time) -> Iterator[Problem]:
     """The fleet's CA: one that ends takes every host's certificate with it. No CA is no problem."""
-    if not path.exists():
+    if not _found(path):
         return
     try:
         found = pki.status(path)
@@ -329,6 +329,11 @@ def lab(
         yield Problem("note", e.message, e.hint)
     if root and "cgroup2" not in filesystems.read_text().split():
         yield Problem("note", "The kernel has no cgroup2, which lab containers need.", "Boot one that has it.")
+
+
+def _found(path: Path) -> bool:
+    """Whether it is there for this user; pathlib raises where a folder above may not be looked into."""
+    return os.path.exists(path)
 
 
 def _dotted(version: Sequence[int]) -> str:

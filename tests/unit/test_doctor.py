@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import re
 import socket
 import sqlite3
 import subprocess
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,7 @@ def test_words_of_ansible_carry_no_terminal_escapes() -> None:
 
 def test_a_configuration_that_does_not_exist_is_a_warning() -> None:
     (problem,) = doctor.ansible_files({"ANSIBLE_CONFIG": "/nowhere/ansible.cfg"}, Path.cwd)
-    assert "/nowhere/ansible.cfg does not exist" in problem.what
+    assert "/nowhere/ansible.cfg is not found" in problem.what
 
 
 @pytest.mark.parametrize(("mode", "file", "problems"), [(0o777, True, 1), (0o755, True, 0), (0o777, False, 0)])
@@ -193,6 +194,29 @@ def test_an_agent_that_has_gone_is_a_warning(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_still_to_be_made_is_judged_by_its_parent(tmp_path: Path) -> None:
     assert not list(doctor.folder(tmp_path / "a/b/c", 0, level="error"))
+
+
+@contextmanager
+def without_rights() -> Iterator[None]:
+    """As a user to whom modes apply."""
+    if os.geteuid():
+        yield
+        return
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+
+
+def test_what_this_user_cannot_look_into_is_a_problem(tmp_path: Path) -> None:
+    (theirs := tmp_path / "theirs").mkdir(mode=0)
+    with without_rights():
+        (problem,) = doctor.folder(theirs / "state", 1, level="error")
+        assert not list(doctor.authority(theirs / "state" / "pki"))
+        (config,) = doctor.ansible_files({"ANSIBLE_CONFIG": str(theirs / "ansible.cfg")})
+    assert problem.what.endswith("cannot be written by this user.")
+    assert "goes on without it" in config.what
 
 
 def test_a_file_where_a_folder_should_be_is_a_problem(tmp_path: Path) -> None:
