@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
@@ -98,22 +99,28 @@ def report(
     """
     worst_first = sorted(hosts, key=lambda host: WORST_FIRST.index(host.state))
     shown = [host for host in worst_first if verbose or host.state != "in-sync"]
-    parts: list[RenderableType] = [_Fitting(shown), Text()] if shown else []
+    tables = (_table(shown, owners=owners) for owners in (True, False))
+    parts: list[RenderableType] = [_Fitting(*tables), Text()] if shown else []
     parts.append(_lines(worst_first, asked, diff=diff, verbose=verbose))
     parts.append(_closing(hosts))
     return Group(*parts)
 
 
 class _Fitting:
-    """The table of hosts, without the owners where a narrow terminal could only show them in pieces of words."""
+    """The first of these tables that breaks no word and nothing that is not to be wrapped; else the last."""
 
-    def __init__(self, hosts: Sequence[HostDrift]) -> None:
-        self._hosts = hosts
+    def __init__(self, *tables: Table) -> None:
+        self._tables = tables
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        table = _table(self._hosts, owners=True)
-        fits = console.measure(table, options=options.update(max_width=10_000)).minimum <= options.max_width
-        yield table if fits else _table(self._hosts, owners=False)
+        fitting = (table for table in self._tables if self._narrowest(table, console, options) <= options.max_width)
+        yield next(fitting, self._tables[-1])
+
+    def _narrowest(self, table: Table, console: Console, options: ConsoleOptions) -> int:
+        for column in table.columns:
+            if column.no_wrap:  # rich measures the longest word of it
+                column.min_width = max(cell_len(str(cell)) for cell in (column.header, *column.cells))
+        return console.measure(table, options=options.update(max_width=10_000)).minimum
 
 
 def _table(hosts: Sequence[HostDrift], *, owners: bool) -> Table:
@@ -228,7 +235,8 @@ def _change(item: Drift) -> str:
         return f"{_value(item.expected)} → {_value(item.seen)}"
     changed = [line for line in _diff(item) if line[:1] in "+-"]
     first = next((line for line in changed if line[:1] == "+"), changed[0])
-    return first + (f" and {len(changed) - 1} more lines, see --diff" if len(changed) > 1 else "")
+    more = len(changed) - 1
+    return first + (f" and {more} more line{'s' if more != 1 else ''}, see --diff" if more else "")
 
 
 def _value(value: str | None) -> str:
@@ -258,14 +266,18 @@ def _closing(hosts: Sequence[HostDrift]) -> Text:
 
 
 def past_runs(runs: Sequence[PastRun]) -> RenderableType:
-    """Runs, the latest first."""
+    """Runs, the latest first; a narrow terminal leaves out who started them."""
+    return _Fitting(*(_runs(runs, users=users) for users in (True, False)))
+
+
+def _runs(runs: Sequence[PastRun], *, users: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
-    for name in ("run", "command", "by", "began", "took", "state"):
+    for name in ("run", "command", *(["by"] if users else []), "began", "took", "state"):
         table.add_column(name, no_wrap=True)
     for run in runs:
         took = f"{run.finished_at_s - run.started_at_s:.0f} s" if run.finished_at_s else ""
-        by = printable(f"{run.user}@{run.controller}")
-        table.add_row(str(run.id), printable(run.command), by, _when(run.started_at_s), took, run.state)
+        by = [printable(f"{run.user}@{run.controller}")] if users else []
+        table.add_row(str(run.id), printable(run.command), *by, _when(run.started_at_s), took, run.state)
     return table
 
 

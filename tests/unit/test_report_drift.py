@@ -119,6 +119,14 @@ def test_a_narrow_terminal_leaves_out_the_owners_before_it_breaks_a_name():
     assert "owner" in show(report.report(hosts), width=120).splitlines()[0]
 
 
+def test_a_terminal_that_is_nearly_wide_enough_breaks_no_owner():
+    for width in range(48, 80):
+        head, _, row, *_ = show(
+            report.report([HostDrift("hv1", "drifted", items=(SWAP,), since_s=1.7e9)]), width=width
+        ).splitlines()
+        assert "…" not in head + row
+
+
 def test_long_values_are_a_line_and_whole_with_diff():
     item = Drift(
         "network:lab definition",
@@ -126,7 +134,7 @@ def test_long_values_are_a_line_and_whole_with_diff():
         "<network>\n  <mtu size='9000'/>\n</network>",
     )
     hosts = [HostDrift("hv1", "drifted", items=(item,))]
-    assert "+ <mtu size='9000'/> and 1 more lines, see --diff" in show(report.report(hosts))
+    assert "+ <mtu size='9000'/> and 1 more line, see --diff" in show(report.report(hosts))
     whole = show(report.report(hosts, diff=True))
     assert "-  <mtu size='1500'/>" in whole
     assert "+  <mtu size='9000'/>" in whole
@@ -192,9 +200,12 @@ def test_the_past_of_a_host_is_its_verdicts_its_drift_and_who_accepted_what():
 
 def test_past_runs_are_a_table():
     runs = [
-        PastRun(2, "drift", "ann", "desk", "1", 10.0, 12.0, None, None, "finished"),
+        PastRun(2, "unprovision", "ann", "desk", "1", 10.0, 12.0, None, None, "finished"),
         PastRun(1, "x", "a", "b", "1", 1.0, None, None, None, "interrupted"),
     ]
+    narrow = show(report.past_runs(runs), width=60)
+    assert "…" not in narrow
+    assert "by" not in narrow
     text = show(report.past_runs(runs))
     assert "ann@desk" in text
     assert "2 s" in text
