@@ -159,7 +159,7 @@ def accept(host: str, items: tuple[str, ...], reason: str | None, as_json: bool)
             near = difflib.get_close_matches(host, store.hosts(), n=3)
             hint = f"Did you mean {' or '.join(near)}?" if near else "Look first: kvmfleet drift"
             raise UsageError(f"No drift check has seen a host {host!a}.", hint=hint)
-        chosen = _chosen(host, seen.items, items)
+        chosen = _chosen(seen, items)
         reason = reason if reason is not None else _ask_reason()
         if not reason.strip():
             raise UsageError("An acceptance needs a reason.", hint="Add --reason 'why this is fine'.")
@@ -171,14 +171,19 @@ def accept(host: str, items: tuple[str, ...], reason: str | None, as_json: bool)
         click.echo(f"accepted {host}: {printable(one.item)}", err=True)
 
 
-def _chosen(host: str, seen: Sequence[Drift], wanted: Sequence[str]) -> list[Drift]:
+def _chosen(watched: HostDrift, wanted: Sequence[str]) -> list[Drift]:
     """What the patterns name; everything where there are none."""
+    from orchestrator.model import TOLD
     from orchestrator.text import printable
 
+    host, seen = watched.host, watched.items
     if not seen:
-        raise UsageError(
-            f"{host}: the last drift check saw no drift.", hint=f"Look again: kvmfleet drift --limit {host}"
+        why = (
+            "saw no drift"
+            if watched.state in TOLD
+            else f"could not tell: {watched.state}, {printable(watched.problem)}"
         )
+        raise UsageError(f"{host}: the last drift check {why}.", hint=f"Look again: kvmfleet drift --limit {host}")
     if not wanted:
         return list(seen)
     names = [item.item for item in seen]

@@ -395,7 +395,10 @@ def drifted(state):
         Drift("system:kernel", "6", "7"),
     )
     with Store() as store:
-        store.begin("drift").watch(HostDrift("hv1", "drifted", items=items), None)
+        run = store.begin("drift")
+        run.watch(HostDrift("hv1", "drifted", items=items), None)
+        run.watch(HostDrift("calm1", "in-sync"), None)
+        run.watch(HostDrift("mute1", "unreachable", problem="no answer"), None)
 
 
 @pytest.fixture
@@ -436,6 +439,8 @@ def test_metrics_of_drift_that_cannot_be_written_lose_no_report(run, state, watc
         (["hv2", "--reason", "x"], "Did you mean hv1?"),
         (["hv1", "package:swtp", "--reason", "x"], "Did you mean package:swtpm"),
         (["hv1", "zebra", "--reason", "x"], "Drifted are: package:qemu-utils, package:swtpm"),
+        (["calm1", "--reason", "x"], "calm1: the last drift check saw no drift."),
+        (["mute1", "--reason", "x"], "mute1: the last drift check could not tell: unreachable, no answer."),
         (["hv1", "--reason", " "], "needs a reason"),
         (["hv1"], "there is no terminal to ask at"),
     ],
