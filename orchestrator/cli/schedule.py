@@ -107,10 +107,14 @@ def install(
     """
     from orchestrator.schedule import jobs, units
 
+    if print_cron and print_units:
+        raise UsageError("--print-cron and --print-units: a run is started by one or the other.", hint="Give one.")
     times = _times(every, calendar, print_cron)
     _refuse_prompts(given)
     fleet = _load(given)
     made, variables = _made(context, name, scope or _own_scope(), fleet, every or "", times or calendar or "")
+    if made.scope == "system" and made.sealed and not print_cron:
+        _refuse_passing(context, made, fleet)
     if print_cron and times:
         _print_cron(made, times, variables)
     elif print_units:
@@ -281,10 +285,6 @@ def _made(
         sealed=sealed,
     )
     _refuse_unreadable(context)
-    if sealed and scope == "system":
-        keys = {host.private_key for host in fleet.hosts}
-        for place in (made.folder, made.state, made.python, str(paths.content()), *_files(context), *sorted(keys)):
-            refuse_passing(place)
     return made, variables
 
 
@@ -366,6 +366,14 @@ def _environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if (name.startswith(PREFIXES) or name in CARRIED or name.lower() in PROXIES) and name not in OWN
     }
+
+
+def _refuse_passing(context: click.Context, made: Schedule, fleet: Fleet) -> None:
+    from orchestrator import paths
+
+    keys = {host.private_key for host in fleet.hosts}
+    for place in (made.folder, made.state, made.python, str(paths.content()), *_files(context), *sorted(keys)):
+        refuse_passing(place)
 
 
 def refuse_passing(place: str) -> None:

@@ -547,6 +547,12 @@ def test_a_crontab_shows_no_secret_and_names_what_is_missing(install) -> None:
 
 
 @pytest.mark.ansible
+def test_a_crontab_sees_the_folders_that_a_service_does_not(install) -> None:
+    done = install("-i", "hosts.yml", "--every=1d", "--print-cron", "--scope=system")
+    assert (done.returncode, done.stdout[:9]) == (0, "0 0 * * *"), done.stderr
+
+
+@pytest.mark.ansible
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -555,6 +561,7 @@ def test_a_crontab_shows_no_secret_and_names_what_is_missing(install) -> None:
         (["-i", "hosts.yml"], "When should it run?"),
         (["-i", "hosts.yml", "--every=1h", "--calendar=daily"], "When should it run?"),
         (["-i", "hosts.yml", "--calendar=daily", "--print-cron"], "cron does not know the calendar"),
+        (["-i", "hosts.yml", "--every=1h", "--print-cron", "--print-units"], "--print-cron and --print-units"),
         (["-i", "hosts.yml", "--every=1h", "-k"], "--ask-pass: nobody is there"),
         (["-i", "hosts.yml", "--every=1h", "-K"], "--ask-become-pass: nobody is there"),
         (["-i", "hosts.yml", "--every=1h", "--name=a b"], "--name 'a b' is no name"),
