@@ -7,6 +7,7 @@ what a daemon does when it is idle stay evidence.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -175,13 +176,21 @@ def _sysctls(evidence: Evidence) -> Items:
 
 
 def _or_none(value: str | None) -> str:
-    return "none" if value is None else " ".join(value.split())
+    return "none" if value is None else " ".join(value.split()) or "empty"
 
 
 def _network(network: Network) -> Items:
     said = f"{'active' if network.active else 'inactive'}, {'autostart' if network.autostart else 'no autostart'}"
-    live = "" if network.live in ("", network.configured) else f"\nlive:\n{network.live}"
-    return {"": said, "definition": f"{network.configured}{live}"}
+    return {"": said, "definition": f"{network.configured}{_runs_otherwise(network)}"}
+
+
+def _runs_otherwise(network: Network) -> str:
+    """The lines in which a running network is not what is defined: whole, it would hide what changed in it."""
+    if network.live in ("", network.configured):
+        return ""
+    lines = difflib.unified_diff(network.configured.splitlines(), network.live.splitlines(), lineterm="", n=0)
+    told = {"-": "not live yet", "+": "still live"}
+    return "".join(f"{told[line[0]]}: {line[1:].strip()}\n" for line in list(lines)[2:] if line[0] in told)
 
 
 def _networks(evidence: Evidence) -> Items:

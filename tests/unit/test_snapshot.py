@@ -101,6 +101,24 @@ def test_what_somebody_touches_is_one_item_of_it(what: str) -> None:
     assert [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)] == [item]
 
 
+def test_of_a_network_that_runs_otherwise_only_those_lines_are_told_twice() -> None:
+    before = items()["network:lab definition"]
+    edited = before.replace(".200", ".180")
+    seen = items({"network": {"networks": {"lab": {"configured": edited}}}})["network:lab definition"]
+    assert seen == (
+        f'{edited}not live yet: <range end="192.168.150.180" start="192.168.150.100"/>\n'
+        'still live: <range end="192.168.150.200" start="192.168.150.100"/>\n'
+    )
+
+
+def test_a_setting_of_nothing_is_called_empty() -> None:
+    sysctls = {"net.ipv4.ip_local_reserved_ports": {"live": "", "next_boot": None}}
+    assert (
+        items({"tuning": {"sysctls": sysctls}})["sysctl:net.ipv4.ip_local_reserved_ports"]
+        == "live empty, next boot none"
+    )
+
+
 def test_every_kind_was_seen_changing() -> None:
     seen = {item.partition(":")[0] for _, item in TOUCHED.values()}
     assert {kind.name for kind in snapshot.KINDS} - seen <= {"qemu", "blacklist", "certificate", "autostart"}
