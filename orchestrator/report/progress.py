@@ -111,12 +111,14 @@ class Board:
 
     def _draw(self) -> RenderableType:
         table = Table(box=None, show_header=False, padding=(0, 1))
-        for _ in range(4):
+        for _ in range(3):
             table.add_column(no_wrap=True, overflow="ellipsis")
+        table.add_column()  # rich narrows this one first, as it may be wrapped; what is in it says that it is not
         rows = sorted(self._rows.values(), key=lambda row: row.rank)
         for row in rows[:ROWS]:
             numbers = f"{row.done} tasks, {row.changed} changed" if row.done else ""
-            table.add_row(Text(row.host, style="bold"), row.state, numbers, Text(printable(row.note, 80), style="dim"))
+            note = Text(printable(row.note, 80), style="dim", no_wrap=True, overflow="ellipsis")
+            table.add_row(Text(row.host, style="bold"), row.state, numbers, note)
         more = [Text(f"and {len(rows) - ROWS} more hosts", style="dim")] if len(rows) > ROWS else []
         clock = f"{self._title} {time.monotonic() - self._started_s:.0f} s  {printable(self._task, 80)}"
         return Group(Spinner("dots", Text(clock)), table, *more)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import time
 import xml.etree.ElementTree as ET
 
@@ -33,6 +34,7 @@ from orchestrator.model import (
 from orchestrator.report import html, junit, prometheus, summary, terminal
 from orchestrator.report import json as json_report
 from orchestrator.report.progress import Board
+from orchestrator.tally import Progress
 from orchestrator.text import moment, printable
 
 PASS = Finding("cpu.arch", "pass", "x86_64")
@@ -227,6 +229,15 @@ def test_how_far_a_guest_is_shows_in_the_picture_and_not_in_a_log(terminal, show
     with Board(["h1"], title="validate", console=console) as board:
         board.event(Step("h1", "alpine with kvm: kernel"))
     assert ("alpine with kvm: kernel" in screen.getvalue()) == shown
+
+
+def test_a_narrow_picture_shortens_what_a_host_does_before_its_name():
+    screen = io.StringIO()
+    task = "host_tuning : Stop where memory or processors do not suffice"
+    with Board(["hv4.example.com"], title="plan", console=Console(file=screen, force_terminal=True, width=72)) as board:
+        board.event(Progress("ok", task, "hv4.example.com", done=12))
+    text = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue())
+    assert re.search(r"hv4\.example\.com +running +12 tasks, 0 changed +host_tun", text)
 
 
 def test_unprovisioning_tells_what_stays_and_who_was_left_as_it_is():
