@@ -199,7 +199,7 @@ def _unchanged(results: Sequence[HostResult]) -> list[Text]:
             told.setdefault(" ".join(result.converged.notes), []).append(result.host)
     lines = [Text(f"{_names(hosts)}: ", style="bold").append(f"unchanged: {why}", "") for why, hosts in told.items()]
     if sum(map(len, told.values())) == len(results) > 0:
-        lines.append(Text("The playbook was not run on any host; --force runs it on all."))
+        lines.append(Text("The playbook was not run on any host; `kvmfleet provision --force` runs it on all."))
     return lines
 
 

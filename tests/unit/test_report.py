@@ -272,7 +272,7 @@ def test_hosts_on_which_the_playbook_was_not_run_are_in_every_report():
     shown = show(terminal.report([*unchanged, converged]))
     assert "hv1, hv2: unchanged: no drift" in shown
     assert "not run on any" not in shown
-    assert "The playbook was not run on any host" in show(terminal.report(unchanged))
+    assert "The playbook was not run on any host; `kvmfleet provision --force`" in show(terminal.report(unchanged))
     assert "unchanged" not in show(terminal.report([converged]))
     hosts = json.loads(json_report.render([*unchanged, converged], command="provision"))["hosts"]
     assert [host["converged"]["outcome"] for host in hosts] == ["unchanged", "unchanged", "ok"]
