@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -25,6 +26,8 @@ STATES: Mapping[State, str] = {
 }  # fmt: skip
 STYLE: Mapping[State, str] = {"unchanged": "bold green", "changes": "bold yellow", "unknown": "bold magenta"}
 THINGS = 6  # of a task, without -v
+OF_ONE_HOST = re.compile(r'^[+-]\s*"intent_digest": .*$', re.MULTILINE)
+"""In the contract's diff: it differs from host to host, and says nothing to people."""
 
 UNSEEN = (
     "Check mode sees what is there now: what waits for another change (on a host without libvirt its settings, units, "
@@ -98,7 +101,10 @@ def _alike(hosts: Sequence[HostPlan]) -> list[list[HostPlan]]:
     """Hosts of which the same is to be told; those that need reading come last, where a terminal stops."""
     told: dict[bytes, list[HostPlan]] = {}
     for host in hosts:
-        told.setdefault(msgspec.json.encode(msgspec.structs.replace(host, name="")), []).append(host)
+        changes = tuple(
+            msgspec.structs.replace(change, diff=OF_ONE_HOST.sub("", change.diff)) for change in host.changes
+        )
+        told.setdefault(msgspec.json.encode(msgspec.structs.replace(host, name="", changes=changes)), []).append(host)
     return sorted(told.values(), key=lambda group: list(STATES).index(group[0].state))
 
 

@@ -89,6 +89,18 @@ def test_diffs_are_shown_at_their_task():
     )
 
 
+def test_a_digest_that_every_host_has_of_its_own_does_not_keep_hosts_apart():
+    def host(name, digest, swap=10):
+        diff = f'--- before\n+++ after\n-  "intent_digest": "old",\n+  "intent_digest": "{digest}",\n+  "swap": {swap}'
+        return HostConverged(
+            name, "ok", changed=1, changes=(Change("host_contract : Write", "host_contract", (), diff),)
+        )
+
+    text = shown(host("hv1", "1a"), host("hv2", "2b"), host("hv3", "3c", swap=20))
+    assert "hv1, hv2: would change: 1 task\n" in text
+    assert "hv3: would change: 1 task\n" in text
+
+
 def test_programs_get_every_host_with_its_state_and_its_changes():
     document = json.loads(report.render(report.plan(CONVERGED)))
     assert document["command"] == "plan"
