@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -72,10 +72,10 @@ def stream(
     on_answer: OnAnswer,
     on_step: OnStep | None = None,
 ) -> None:
-    """Tells `on_answer` one answer or one problem a host as it comes, and keeps none of them.
+    """Tells `on_answer` one answer or one problem a host as it comes, one at a time, and keeps none of them.
 
     No host takes longer than `timeout_s` from the moment its turn comes, waiting for others not counted. `on_step` is
-    called whenever a guest that boots has come further.
+    called whenever a guest that boots has come further. It is called from this thread, and `on_answer` from another.
 
     Raises:
         KeyboardInterrupt: everything that was started has ended.
@@ -135,17 +135,22 @@ def ask_each(
             fast[host.name] = route
 
     async def everything() -> None:
-        turns, sessions = Turns(options.forks or CONCURRENCY), _Sessions(question, on_step)
+        turns, sessions, hearing = Turns(options.forks or CONCURRENCY), _Sessions(question, on_step), asyncio.Lock()
+
+        async def tell(answer: Collected) -> None:
+            async with (
+                hearing
+            ):  # in a thread: it may wait for a disk or a database, and no host is late because of that
+                await asyncio.to_thread(on_answer, answer)
 
         async def one(name: str, route: SshRoute | LocalRoute, turn: Turn) -> None:
             try:
-                answer = await sessions.ask(name, route, turn)
+                await tell(await sessions.ask(name, route, turn))
             finally:
-                turn.end()
-            on_answer(answer)
+                turn.end()  # only now: answers that wait to be heard are not to become many
 
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(_through_ansible(slow, question, options, secrets, settings, on_answer))
+            tasks.create_task(_through_ansible(slow, question, options, secrets, settings, tell))
             for name, route in fast.items():
                 tasks.create_task(one(name, route, await turns.take()))
 
@@ -223,7 +228,7 @@ async def _through_ansible(
     options: AnsibleOptions,
     secrets: Secrets,
     settings: Settings,
-    settle: OnAnswer,
+    tell: Callable[[Collected], Awaitable[None]],
 ) -> None:
     """In a thread, as Ansible is asked for all its hosts at once; a cancelled wait ends it first."""
     if not hosts:
@@ -241,4 +246,4 @@ async def _through_ansible(
             log.debug("Ansible was ended")
         raise
     for answer in answers:
-        settle(answer)
+        await tell(answer)

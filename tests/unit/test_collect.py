@@ -584,6 +584,19 @@ with open({str(log)!r}, "a") as log:
     assert took_s < 60
 
 
+def test_a_listener_that_waits_makes_no_host_late(honest: Sshd) -> None:
+    """As one does whose database somebody else is writing to. The time-out is for what a host takes."""
+    found = []
+
+    def slow(answer: Collected) -> None:
+        time.sleep(1.2 if len(found) in (1, 3, 5) else 0)
+        found.append(answer.problem)
+
+    hosts = [honest.host(f"hv{i}", connect_timeout_s=1) for i in range(12)]
+    ask_each(hosts, QUESTION, AnsibleOptions(forks=4), on_answer=slow)
+    assert found == [""] * 12
+
+
 def test_what_a_listener_raises_ends_the_run_and_reaches_the_caller(honest: Sshd) -> None:
     told: list[str] = []
 
