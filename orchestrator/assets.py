@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -125,12 +126,12 @@ def _wait(child: subprocess.Popen[bytes], asset: Asset, folder: Path, progress: 
 
 
 def _size(folder: Path) -> int:
+    """Of all files in it, some of which pip may just be moving or removing."""
     total = 0
-    for file in folder.rglob("*"):
-        try:
-            total += file.stat().st_size if file.is_file() else 0
-        except OSError:  # pip has just moved it
-            continue
+    for place, _, names in os.walk(folder):  # passes over folders that are gone
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(place, name)).st_size
     return total
 
 

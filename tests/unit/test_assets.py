@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import zipfile
 from pathlib import Path
 
@@ -105,3 +106,21 @@ def test_a_cache_that_cannot_be_written_is_named(asset: Asset, tmp_path: Path) -
 def test_the_pins_of_the_real_one_are_whole() -> None:
     assert len(ALPINE.wheel_sha256) == len(ALPINE.sha256) == 64
     assert sum(size for _, size in ALPINE.parts) < ALPINE.wheel_bytes
+
+
+def test_folders_that_pip_removes_meanwhile_do_not_end_the_fetching(tmp_path: Path) -> None:
+    over = threading.Event()
+
+    def come_and_go() -> None:
+        while not over.is_set():
+            (tmp_path / "pip-download").mkdir()
+            (tmp_path / "pip-download").rmdir()
+
+    (tmp_path / "wheel").write_bytes(b"123")
+    pip = threading.Thread(target=come_and_go)
+    pip.start()
+    try:
+        assert {assets._size(tmp_path) for _ in range(3000)} == {3}
+    finally:
+        over.set()
+        pip.join()
