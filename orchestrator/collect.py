@@ -135,13 +135,8 @@ def ask_each(
             fast[host.name] = route
 
     async def everything() -> None:
-        turns, sessions, hearing = Turns(options.forks or CONCURRENCY), _Sessions(question, on_step), asyncio.Lock()
-
-        async def tell(answer: Collected) -> None:
-            async with (
-                hearing
-            ):  # in a thread: it may wait for a disk or a database, and no host is late because of that
-                await asyncio.to_thread(on_answer, answer)
+        turns, sessions = Turns(options.forks or CONCURRENCY), _Sessions(question, on_step)
+        tell = _Listener(on_answer).tell
 
         async def one(name: str, route: SshRoute | LocalRoute, turn: Turn) -> None:
             try:
@@ -158,6 +153,35 @@ def ask_each(
         asyncio.run(everything())
     except BaseExceptionGroup as several:  # of listeners and of Ansible; one is enough
         raise several.exceptions[0] from None
+
+
+class _Listener:
+    """Hears answers in a thread: it may wait for a disk or a database, and no host is late because of that.
+
+    Those that come meanwhile are heard in one go: with a thread's turn for each, a host costs a quarter more.
+    """
+
+    def __init__(self, on_answer: OnAnswer) -> None:
+        self._on_answer = on_answer
+        self._unheard: list[Collected] = []
+        self._next: asyncio.Task[None] | None = None  # hears them
+        self._hearing = asyncio.Lock()
+
+    async def tell(self, answer: Collected) -> None:
+        """Comes back when it was heard."""
+        self._unheard.append(answer)
+        if self._next is None:
+            self._next = asyncio.create_task(self._hear())
+        await self._next
+
+    async def _hear(self) -> None:
+        async with self._hearing:
+            answers, self._unheard, self._next = self._unheard, [], None
+            await asyncio.to_thread(self._hear_each, answers)
+
+    def _hear_each(self, answers: Sequence[Collected]) -> None:
+        for answer in answers:
+            self._on_answer(answer)
 
 
 class _Sessions:
