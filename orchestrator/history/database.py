@@ -175,7 +175,13 @@ def _bring_up_to_date(engine: sa.Engine) -> None:
 
 @contextmanager
 def _rescued(engine: sa.Engine) -> Iterator[None]:
-    """What is damaged may be found late, as nobody reads all of it: then it is moved aside, for the next run."""
+    """What is damaged may be found late, as nobody reads all of it: then it is moved aside, for the next run.
+
+    For this one it is lost from then on: SQLite would make an empty file in its place, without tables, that everybody
+    may read.
+    """
+    if lost := engine.get_execution_options().get("kvmfleet_lost"):
+        raise StoreError(lost.message, hint=lost.hint)
     try:
         with _explained(engine.url):
             yield
@@ -188,6 +194,7 @@ def _rescued(engine: sa.Engine) -> Iterator[None]:
             lost = _set_aside(file, e.message.removeprefix(f"history {file}: "))
         if lost is None:
             raise
+        engine.update_execution_options(kvmfleet_lost=lost)
         raise lost from e
 
 

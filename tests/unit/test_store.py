@@ -973,6 +973,11 @@ def test_damage_in_the_data_is_found_when_it_is_read_and_the_next_run_starts_ane
         with pytest.raises(StoreError, match="moved aside") as caught:
             [store.last(f"hv{n}") for n in range(60)]
         assert ".recover" in caught.value.hint
+        for again in (store.runs, lambda: store.begin("validate")):
+            with pytest.raises(StoreError) as repeated:
+                again()
+            assert str(repeated.value) == str(caught.value)
+        assert not filled.exists(), "it would have no tables, and not be for its owner alone"
     with Store() as store:
         assert store.lost()
         assert store.runs() == ()
