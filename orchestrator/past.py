@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal, Self
+from typing import Literal, ParamSpec, Self, TypeVar
 
 import msgspec
 
@@ -18,7 +18,13 @@ from orchestrator.probe import Known
 
 __all__ = ["History", "Past"]
 
+T = TypeVar("T")
+P = ParamSpec("P")
 Command = Literal["provision", "validate", "unprovision"]
+
+PATIENCE_S = 30.0
+"""With what fails: each host may wait for a database that another run holds, or that does not answer."""
+NAMED = 10  # hosts in a note
 
 
 class History:
@@ -66,29 +72,50 @@ class History:
 
     def keep(self, results: Sequence[HostResult]) -> tuple[KvmfleetError, ...]:
         """A host is its own baseline once the playbook finished on it and it was found good."""
-        if self._problem:
-            return (*self._notes, _unkept(self._problem))
-        try:
-            for result in results:
-                good = result.judgement.verdict in ("proven", "degraded")
-                played = result.converged is not None and result.converged.outcome == "ok"
-                self._run.record(result, baseline=good and played)
-            self._run.finish("finished")
-        except StoreError as e:
-            return (*self._notes, e)
-        return self._notes
+        return self._write({result.host: result for result in results}, _record)
 
     def leave(self, hosts: Iterable[str]) -> tuple[KvmfleetError, ...]:
         """These hosts are no KVM hosts any more, so there is nothing that they should be like."""
+        return self._write({host: host for host in hosts}, lambda run, host: run.forget_baseline(host))
+
+    def _write(self, about: Mapping[str, T], write: Callable[[Run, T], None]) -> tuple[KvmfleetError, ...]:
+        """Each host for itself, and the end of the run; gives what could not be written, each reason once."""
         if self._problem:
             return (*self._notes, _unkept(self._problem))
+        failed: dict[str, tuple[StoreError, list[str]]] = {}
+        patience = _Patience()
+        for host, what in about.items():
+            try:
+                patience.ask(write, self._run, what)
+            except StoreError as e:
+                failed.setdefault(e.message, (e, []))[1].append(host)
+        notes = [_unkept(e, hosts if len(hosts) < len(about) else ()) for e, hosts in failed.values()]
         try:
-            for host in hosts:
-                self._run.forget_baseline(host)
             self._run.finish("finished")
         except StoreError as e:
-            return (*self._notes, e)
-        return self._notes
+            if e.message not in failed:
+                notes.append(e)
+        return (*self._notes, *notes)
+
+
+class _Patience:
+    """Asks a history, and once its failures have taken too long asks no more: it fails as it did the last time."""
+
+    def __init__(self) -> None:
+        self._failing_s = 0.0
+        self._problem: StoreError | None = None
+
+    def ask(self, question: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        """Raises StoreError."""
+        if self._problem and self._failing_s >= PATIENCE_S:
+            raise type(self._problem)(self._problem.message, hint=self._problem.hint)
+        began_s = time.monotonic()
+        try:
+            return question(*arguments, **named)
+        except StoreError as e:
+            self._failing_s += time.monotonic() - began_s
+            self._problem = e
+            raise
 
 
 class Past:
@@ -137,8 +164,17 @@ class Past:
             self._notes.setdefault(e.message, e)
 
 
-def _unkept(error: StoreError) -> StoreError:
-    return type(error)(f"{error.message.rstrip('.')}, so nothing of this run is kept.", hint=error.hint)
+def _record(run: Run, result: HostResult) -> None:
+    good = result.judgement.verdict in ("proven", "degraded")
+    played = result.converged is not None and result.converged.outcome == "ok"
+    run.record(result, baseline=good and played)
+
+
+def _unkept(error: StoreError, hosts: Sequence[str] = ()) -> StoreError:
+    """What is said of it; `hosts`: those that it costs their record, where it does not cost all."""
+    told = ", ".join(hosts[:NAMED]) + (f" and {len(hosts) - NAMED} more" if len(hosts) > NAMED else "")
+    about = f" about {told}" if hosts else ""
+    return type(error)(f"{error.message.rstrip('.')}, so nothing of this run is kept{about}.", hint=error.hint)
 
 
 def _known(store: Store, fleet: Fleet) -> Mapping[str, Known]:

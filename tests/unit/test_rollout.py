@@ -12,6 +12,7 @@ from evidence import host as evidence_of
 from test_lock import other_run
 
 from orchestrator import intent, lock, rollout
+from orchestrator import past as rollout_past
 from orchestrator.checks.catalogue import explain
 from orchestrator.errors import ConvergeError, LockedError, StoreError
 from orchestrator.history.store import Run as Record
@@ -186,18 +187,85 @@ def test_a_full_disk_costs_the_record_and_not_the_results() -> None:
     assert [note.message for note in run.notes] == ["history: no space left, so nothing of this run is kept."]
 
 
-def test_a_disk_that_fills_up_meanwhile_costs_the_record_and_not_the_results() -> None:
-    class FullRun(Record):
+def refusing(problems: dict[str, str], asked: list[str] | None = None) -> type[Store]:
+    """A history that does not take what is about these hosts; `asked` hears of all that it is asked to take."""
+    heard = [] if asked is None else asked
+
+    def refuse(host: str) -> None:
+        heard.append(host)
+        if host in problems:
+            raise StoreError(problems[host], hint="Free some.")
+
+    class RefusingRun(Record):
         def record(self, result: HostResult, *, baseline: bool = False) -> None:
-            raise StoreError("history: no space left", hint="Free some.")
+            refuse(result.host)
+            super().record(result, baseline=baseline)
 
-    class FillingStore(Store):
+        def forget_baseline(self, host: str) -> None:
+            refuse(host)
+            super().forget_baseline(host)
+
+        def finish(self, outcome: str, exit_status: int | None = None) -> None:
+            refuse("the end")
+            super().finish(outcome, exit_status)
+
+    class RefusingStore(Store):
         def begin(self, command: str, *, started_at_s: float | None = None) -> Record:
-            return FullRun(self.engine, super().begin(command).id)
+            return RefusingRun(self.engine, super().begin(command).id)
 
-    run = rollout.provision(fleet("h1"), OPTIONS, edges=world()._replace(store=FillingStore))
-    assert verdicts(run) == {"h1": "proven"}
-    assert [note.message for note in run.notes] == ["history: no space left"]
+    return RefusingStore
+
+
+FULL, TORN = "history: no space left", "history: text that it does not take."
+
+
+def test_a_disk_that_fills_up_meanwhile_costs_the_record_and_not_the_results() -> None:
+    store = refusing({"h1": FULL, "h2": FULL, "the end": FULL})
+    run = rollout.provision(fleet("h1", "h2"), OPTIONS, edges=world()._replace(store=store))
+    assert verdicts(run) == {"h1": "proven", "h2": "proven"}
+    assert [note.message for note in run.notes] == [f"{FULL}, so nothing of this run is kept."]
+
+
+def test_a_host_that_cannot_be_recorded_costs_no_other_host_its_record(history: Store) -> None:
+    names = [f"h{n}" for n in range(1, 16)]
+    bad = dict.fromkeys(names[1:14], FULL) | {"h1": TORN}
+    run = rollout.provision(fleet(*names), OPTIONS, edges=world()._replace(store=refusing(bad)))
+    assert set(verdicts(run).values()) == {"proven"}
+    first = ", ".join(names[1:11])
+    assert [note.message for note in run.notes] == [
+        "history: text that it does not take, so nothing of this run is kept about h1.",
+        f"{FULL}, so nothing of this run is kept about {first} and 3 more.",
+    ]
+    (past,) = history.runs()
+    assert (past.state, [result.host for result in history.results(past.id)]) == ("finished", ["h15"])
+    assert history.baseline("h15")
+
+
+def test_a_baseline_that_cannot_be_forgotten_costs_no_other_host_its_own(history: Store) -> None:
+    hosts = fleet("h1", "h2")
+    rollout.provision(hosts, OPTIONS, edges=world())
+    run = rollout.unprovision(hosts, OPTIONS, edges=world()._replace(store=refusing({"h1": FULL})))
+    assert [note.message for note in run.notes] == [f"{FULL}, so nothing of this run is kept about h1."]
+    assert (history.baseline("h1") is None, history.baseline("h2") is None) == (False, True)
+    assert history.runs()[0].state == "finished"
+
+
+def test_a_run_whose_end_cannot_be_noted_says_so_and_keeps_its_hosts(history: Store) -> None:
+    run = rollout.validate(fleet("h1"), OPTIONS, edges=world()._replace(store=refusing({"the end": FULL})))
+    assert [note.message for note in run.notes] == [FULL]
+    assert history.last("h1")
+
+
+def test_a_history_that_another_run_holds_is_not_waited_for_once_for_each_host(
+    history: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollout_past, "PATIENCE_S", 1e-9)
+    asked: list[str] = []
+    store = refusing({"h2": FULL, "h3": FULL, "h4": FULL}, asked)
+    run = rollout.validate(fleet("h1", "h2", "h3", "h4"), OPTIONS, edges=world()._replace(store=store))
+    assert [note.message for note in run.notes] == [f"{FULL}, so nothing of this run is kept about h2, h3, h4."]
+    assert asked == ["h1", "h2", "the end"]
+    assert history.runs()[0].state == "finished"
 
 
 def test_an_interrupted_run_is_known_as_unfinished_and_frees_its_hosts(history: Store) -> None:
