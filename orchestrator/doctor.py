@@ -253,10 +253,10 @@ def history(url: str = "") -> tuple[History, Sequence[Problem]]:
     try:
         if file and file != paths.history():
             problems += folder(file.parent, STATE_MIB, level="warning")
-        if file and not file.exists():
-            return History(where, 0, 0), problems
         if file and (why := salvage.damage(file)) and salvage.ours(file):
             return History(where), [*problems, _damage(file, why)]
+        if file and (not file.exists() or salvage.is_blank(file)):
+            return History(where, 0, 0), problems
         return History(where, *database.measure(place)), problems
     except StoreError as e:
         return History(where), [*problems, Problem("warning", e.message, e.hint)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import sqlite3
 import urllib.parse
@@ -18,6 +19,8 @@ from orchestrator.history import address, salvage, tables
 from orchestrator.text import printable
 
 __all__ = ["Extent", "compact", "connect", "measure", "reading", "writing"]
+
+log = logging.getLogger(__name__)
 
 WAIT_S = 15.0  # for another run that is writing; each of its transactions takes milliseconds
 WRITERS = 0x6B766D666C656574  # "kvmfleet": the advisory lock that writers hold on PostgreSQL
@@ -45,7 +48,9 @@ def connect(place: sa.URL) -> tuple[sa.Engine, StoreError | None]:
     with _explained(place):
         _make_folder(file)
         with salvage.alone(file):
-            lost = _set_aside(file, "the file is empty") if file.exists() and not file.stat().st_size else None
+            lost = _set_aside(file, "the file is empty") if salvage.is_emptied(file) else None
+            if salvage.is_blank(file):
+                log.warning("history %s: the file is empty, so it is taken for a new one", address.name(place))
             try:
                 return _opened_or_made(place, file), lost
             except DamagedError as e:
@@ -146,7 +151,11 @@ def _connect_to_read(file: Path) -> sqlite3.Connection:
 
 
 def _engine(place: sa.URL) -> sa.Engine:
+    file = address.file(place)
     with _explained(place):
+        if file and file.exists() and not file.is_file():
+            hint = "Move it away, or name another with --store."
+            raise StoreError(f"history {address.name(place)}: it is no regular file.", hint=hint)
         engine = sa.create_engine(place, pool_pre_ping=place.drivername != "sqlite")
     (_set_up_sqlite if engine.dialect.name == "sqlite" else _set_up_postgresql)(engine)
     return engine

@@ -14,7 +14,7 @@ from pathlib import Path
 from orchestrator import paths
 from orchestrator.text import printable
 
-__all__ = ["DAMAGE", "alone", "damage", "discard", "left", "ours", "set_aside"]
+__all__ = ["DAMAGE", "alone", "damage", "discard", "is_blank", "is_emptied", "left", "ours", "set_aside"]
 
 DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 MAGIC = b"SQLite format 3\0"
@@ -33,20 +33,31 @@ def alone(file: Path) -> Iterator[None]:
 
 
 def damage(file: Path) -> str:
-    """What is wrong with a history, "" where nothing is. Reads all of it.
-
-    An empty one is damaged: it has been more, as `alone` keeps everybody from one that is being made.
-    """
-    if not file.exists():
-        return ""
-    if not file.stat().st_size:
+    """What is wrong with a history, "" where nothing is. Reads all of it."""
+    if is_emptied(file):
         return "the file is empty"
+    if not file.is_file():
+        return ""
     try:
         with closing(sqlite3.connect(f"file:{urllib.parse.quote(str(file))}?mode=rw", uri=True)) as connection:
             said = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
     except sqlite3.Error as e:
         return printable(str(e)) if getattr(e, "sqlite_errorcode", 0) & 0xFF in DAMAGE else ""
     return "" if said == "ok" else " ".join(printable(said).split())
+
+
+def is_emptied(file: Path) -> bool:
+    """Whether it is empty and has been more, as `alone` keeps everybody from one that is being made.
+
+    SQLite would take it for a new one. Elsewhere it may be one: somebody made the file, and nothing is beside it yet.
+    """
+    used = file == paths.history() or any(file.with_name(file.name + suffix).exists() for suffix in BESIDE[:2])
+    return used and is_blank(file)
+
+
+def is_blank(file: Path) -> bool:
+    """Whether it is a file with nothing in it. Devices and pipes have no size either."""
+    return file.is_file() and not file.stat().st_size
 
 
 def set_aside(file: Path, now_s: float | None = None) -> Path | None:
@@ -85,7 +96,7 @@ def left(file: Path) -> Path | None:
 
 def ours(file: Path) -> bool:
     """Whether it is no other thing: it is where kvmfleet keeps its history, or begins as SQLite's files do."""
-    if file == paths.history() or not file.stat().st_size:
+    if file == paths.history() or is_emptied(file):
         return True
     with file.open("rb") as opened:
         return opened.read(len(MAGIC)) == MAGIC

@@ -268,6 +268,18 @@ def test_a_history_elsewhere_is_the_one_that_is_looked_at(state: Path, tmp_path:
     assert "File name too long" in problem.what
 
 
+def test_an_empty_file_is_a_history_still_to_be_made_and_one_that_has_been_more_is_damaged(
+    state: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "mktemp"
+    file.touch()
+    assert doctor.history(f"sqlite:///{file}") == (doctor.History(str(file), 0, 0), [])
+    assert file.read_bytes() == b""
+    (state / "history.sqlite3").touch()
+    (problem,) = doctor.history()[1]
+    assert "the file is empty. The next run moves it aside" in problem.what
+
+
 def test_a_history_of_another_version_is_told_and_left_as_it_is(state: Path) -> None:
     Store().close()
     for version, problems in ((tables.SCHEMA - 1, 0), (tables.SCHEMA + 1, 1)):

@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from learned import BAD, GONE, GOOD, SWAP, result, seen
 
 from orchestrator.errors import StoreError, UnwritableError
-from orchestrator.history import address, database, tables
+from orchestrator.history import address, database, salvage, tables
 from orchestrator.history.store import Store
 from orchestrator.model import (
     Collected,
@@ -990,6 +990,33 @@ def test_a_file_elsewhere_that_is_no_history_is_named_and_left_alone(file: Path)
         Store(f"sqlite:///{file}")
     assert str(file) in caught.value.message
     assert file.read_text().startswith("not a database, but")
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+@pytest.mark.parametrize("beside", ["", "-wal", "-shm"])
+def test_an_empty_file_that_somebody_made_becomes_a_history_unless_it_has_been_one(
+    file: Path, beside: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    file.parent.mkdir()
+    file.touch()
+    if beside:
+        file.with_name(file.name + beside).touch()
+    with Store(f"sqlite:///{file}") as store:
+        assert [note.message.partition(": ")[2][:17] for note in store.notes] == ["the file is empty"] * bool(beside)
+        store.begin("validate")
+    assert bool(list(file.parent.glob("*.damaged-*"))) == bool(beside)
+    assert ("the file is empty, so it is taken for a new one" in caplog.text) == (not beside)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/null")])
+def test_what_is_no_regular_file_is_named_and_left_alone(file: Path, make: Callable[[Path], None]) -> None:
+    file.parent.mkdir()
+    make(file)
+    with pytest.raises(StoreError, match="no regular file"):
+        Store(f"sqlite:///{file}")
+    with pytest.raises(StoreError, match="no regular file"):
+        database.measure(address.chosen(f"sqlite:///{file}"))
+    assert salvage.damage(file) == ""
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
