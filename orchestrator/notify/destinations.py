@@ -80,8 +80,14 @@ def _text(path: str) -> str:
             hint="Write it into a file of mode 0600, one in each line, or into the variable KVMFLEET_NOTIFY.",
         )
     try:
-        with Path(path).open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        with open(path, "rb", opener=_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise UsageError(
+                    f"{path} is no regular file, and a pipe would be waited for.",
+                    hint="Write the URLs into a file of mode 0600, or into the variable KVMFLEET_NOTIFY.",
+                )
+            mode = stat.S_IMODE(status.st_mode)
             if mode & 0o077:
                 raise UsageError(
                     f"{path} holds secrets, and others can read or write it: its mode is {mode:04o}.",
@@ -95,6 +101,11 @@ def _text(path: str) -> str:
         raise UsageError(f"{path} cannot be read: {e.strerror}.", hint="Name a file that holds the URLs.") from e
     except UnicodeDecodeError as e:
         raise UsageError(f"{path} is not UTF-8 at byte {e.start}.", hint="Write it anew, one URL a line.") from None
+
+
+def _at_once(path: str, flags: int) -> int:
+    """A pipe into which nobody writes is opened, too."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _not_understood(destinations: Sequence[Destination]) -> Iterator[str]:

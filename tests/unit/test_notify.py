@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -482,6 +482,14 @@ def test_a_file_that_makes_no_sense_is_refused(tmp_path: Path, content: bytes, w
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
         destinations.read(str(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "notify")
+    with pytest.raises(UsageError, match="no regular file") as caught:
+        destinations.read(str(tmp_path / "notify"))
+    assert "KVMFLEET_NOTIFY" in caught.value.hint
 
 
 def test_the_variable_serves_where_there_is_no_file_and_no_child_inherits_it(monkeypatch: pytest.MonkeyPatch) -> None:
