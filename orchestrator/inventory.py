@@ -159,6 +159,8 @@ def _refuse_what_cannot_work(options: AnsibleOptions) -> None:
 
 
 def _readable(what: str, source: str, hint: str) -> None:
+    if not source:  # to Ansible, and to Path, that is this folder
+        raise InventoryError(f"{what}: an empty name", hint=f"A variable of the shell may not be set. {hint}")
     path = Path(source).expanduser()
     try:
         empty = not any(path.iterdir()) if path.is_dir() else not path.stat().st_size and path.is_file()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from orchestrator.cli.options import open_store
+from orchestrator.cli.options import PlaceType, open_store
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def notify_options(command: F) -> F:
     return click.option(
         "--notify",
         "notify_file",
+        type=PlaceType(),
         metavar="FILE",
         help="Tell what changed since it was last told, through the services whose apprise URLs are in this file of "
         "mode 0600, one a line; without it, through those in the variable KVMFLEET_NOTIFY.",
@@ -63,7 +64,7 @@ def notify() -> None:
 
 
 @notify.command("test")
-@click.argument("file", required=False)
+@click.argument("file", required=False, type=PlaceType())
 def test(file: str | None) -> None:
     """Send a test message to each apprise URL in FILE, or in the variable KVMFLEET_NOTIFY.
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BootType",
+    "PlaceType",
     "ansible",
     "any_store_option",
     "boot_option",
@@ -142,14 +143,22 @@ playbook_options = _apply(
     click.option("-D", "--diff", is_flag=True, help="Show the changes in files."),
 )
 
+
+class PlaceType(click.Path):
+    """A path. An empty one would be this folder, or mean that the option was not given."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("an empty name. A variable of the shell may not be set.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 program_options = _apply(
     click.option("--json", "as_json", is_flag=True, help="Print the report as JSON; nothing else on stdout."),
-    click.option(
-        "--junit", type=click.Path(dir_okay=False), metavar="FILE", help="Also write the report as JUnit XML."
-    ),
+    click.option("--junit", type=PlaceType(dir_okay=False), metavar="FILE", help="Also write the report as JUnit XML."),
     click.option(
         "--prometheus",
-        type=click.Path(dir_okay=False),
+        type=PlaceType(dir_okay=False),
         metavar="FILE",
         help="Also write metrics for node_exporter's textfile collector, which reads FILEs that end in .prom.",
     ),
@@ -158,11 +167,11 @@ program_options = _apply(
 report_options = _apply(
     program_options,
     click.option(
-        "--html", type=click.Path(dir_okay=False), metavar="FILE", help="Also write the report as one web page."
+        "--html", type=PlaceType(dir_okay=False), metavar="FILE", help="Also write the report as one web page."
     ),
     click.option(
         "--save-evidence",
-        type=click.Path(file_okay=False),
+        type=PlaceType(file_okay=False),
         metavar="DIR",
         help="Also write what each host said about itself to a file of its own, for `validate --from`.",
     ),
@@ -174,6 +183,7 @@ replay_options = _apply(
     click.option(
         "--from",
         "recorded",
+        type=PlaceType(),
         multiple=True,
         metavar="FILE|DIR",
         help="Ask no host: judge what --save-evidence wrote. May be repeated.",
@@ -232,7 +242,7 @@ boot_option = click.option(
 
 waivers_option = click.option(
     "--waivers",
-    type=click.Path(dir_okay=False),
+    type=PlaceType(dir_okay=False),
     metavar="FILE",
     help="Findings that somebody answers for until a date; by default waivers.yml beside the inventory.",
 )

@@ -302,8 +302,8 @@ def _given(context: click.Context) -> Iterator[tuple[click.Option, tuple[Any, ..
     for option in drift.params:
         if not isinstance(option, click.Option) or option.name is None:
             continue
-        if context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE:
-            value = context.params[option.name]
+        value: Any = context.params.get(option.name)
+        if value != "" and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE:
             yield option, tuple(value) if option.multiple else (value,)
 
 

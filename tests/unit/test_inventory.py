@@ -254,6 +254,22 @@ def test_an_empty_source_is_named() -> None:
     assert refusal(write("")).message == "inventory hosts.ini: is empty"
 
 
+@pytest.mark.parametrize(
+    ("what", "given"),
+    [
+        ("inventory", {"inventory": ("",)}),
+        ("extra variables", {"extra_vars": ("@",)}),
+        ("vault password", {"vault_password_files": ("",)}),
+        ("vault password", {"vault_ids": ("dev@",)}),
+    ],
+)
+def test_an_empty_name_is_not_this_folder(what: str, given: dict[str, tuple[str, ...]]) -> None:
+    write("[kvm_hosts]\na\n")
+    with pytest.raises(InventoryError) as caught:
+        inventory.load(AnsibleOptions(**{"inventory": ("hosts.ini",), **given}))
+    assert caught.value.message == f"{what}: an empty name"
+
+
 def test_an_empty_folder_is_named() -> None:
     Path("site").mkdir()
     assert refusal("site").message == "inventory site: is empty"

@@ -547,6 +547,13 @@ def test_a_crontab_shows_no_secret_and_names_what_is_missing(install) -> None:
 
 
 @pytest.mark.ansible
+def test_an_option_of_which_nothing_is_said_does_not_become_this_folder(install) -> None:
+    done = install("-i", "hosts.yml", "--every=1d", "--print-cron", "--private-key=", "--limit=")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("hosts.yml\n")
+
+
+@pytest.mark.ansible
 def test_a_crontab_sees_the_folders_that_a_service_does_not(install) -> None:
     done = install("-i", "hosts.yml", "--every=1d", "--print-cron", "--scope=system")
     assert (done.returncode, done.stdout[:9]) == (0, "0 0 * * *"), done.stderr
