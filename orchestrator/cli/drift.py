@@ -7,7 +7,8 @@ import fnmatch
 import functools
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -118,21 +119,27 @@ def _write_prometheus(checked: _Checked, path: Path) -> None:
 _WRITERS = {"--junit": _write_junit, "--prometheus": _write_prometheus}
 
 
-def _told_store() -> Store:
-    """The history, and what is to be said of it: that this is a new one, because that before it was damaged."""
-    store = open_store()
-    for note in store.notes:
-        complain(note)
-    return store
+@contextmanager
+def _told_store() -> Iterator[Store]:
+    """The history, and what is to be said of it: that this is a new one, because that before it was damaged.
+
+    A command does what it can with it, and then exits as that says.
+    """
+    with open_store() as store:
+        for note in store.notes:
+            complain(note)
+        yield store
+        if store.notes:
+            raise SystemExit(store.notes[0].exit_code)
 
 
 def _complete_host(context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
-    with context.scope(cleanup=False), open_store() as store:  # click enters it for commands alone
+    with context.scope(cleanup=False), _told_store() as store:  # click enters it for commands alone
         return [name for name in store.hosts() if name.startswith(typed)]
 
 
 def _complete_item(context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
-    with context.scope(cleanup=False), open_store() as store:
+    with context.scope(cleanup=False), _told_store() as store:
         seen = store.watched(context.params.get("host") or "")
     # a shell may take what it is offered as it is: ? stands for what would mean something to it
     offered = [re.sub(r"[^A-Za-z0-9_@:=,./+-]", "?", item.item) for item in seen.items] if seen else []
@@ -164,11 +171,11 @@ def accept(host: str, items: tuple[str, ...], reason: str | None, as_json: bool)
         if not reason.strip():
             raise UsageError("An acceptance needs a reason.", hint="Add --reason 'why this is fine'.")
         made = store.accept(host, chosen, reason=reason.strip())
-    if as_json:
-        print_json(made)
-        return
-    for one in made:
-        click.echo(f"accepted {host}: {printable(one.item)}", err=True)
+        if as_json:
+            print_json(made)
+            return
+        for one in made:
+            click.echo(f"accepted {host}: {printable(one.item)}", err=True)
 
 
 def _chosen(watched: HostDrift, wanted: Sequence[str]) -> list[Drift]:
@@ -236,10 +243,10 @@ def history(context: click.Context, lines: int, as_json: bool) -> None:
 
     with _told_store() as store:
         runs = store.runs(lines)
-    if as_json:
-        print_json(runs)
-    else:
-        console().print(drift_report.past_runs(runs))
+        if as_json:
+            print_json(runs)
+        else:
+            console().print(drift_report.past_runs(runs))
 
 
 @history.command("host")
@@ -257,10 +264,10 @@ def past(host: str, lines: int, as_json: bool) -> None:
             hint = f"Did you mean {' or '.join(near)}?" if near else "`kvmfleet history` lists the runs."
             raise UsageError(f"The history knows no host {host!a}.", hint=hint)
         results, watched, accepted = store.past(host, lines), store.watches(host, lines), store.accepted(host)
-    if as_json:
-        print_json({"host": host, "results": results, "drift": watched, "accepted": accepted})
-    else:
-        console().print(drift_report.past_host(host, results, watched, accepted))
+        if as_json:
+            print_json({"host": host, "results": results, "drift": watched, "accepted": accepted})
+        else:
+            console().print(drift_report.past_host(host, results, watched, accepted))
 
 
 @history.command("prune")

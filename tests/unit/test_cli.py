@@ -512,6 +512,36 @@ def test_history_tells_runs_and_hosts_and_prunes(run, drifted):
     assert run("history", "prune")[2] == "0 runs forgotten.\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "prints"),
+    [
+        (["history", "--json"], "[]\n"),
+        (["history", "prune"], ""),
+        (["history", "hv1"], ""),
+        (["drift", "accept", "hv1"], ""),
+    ],
+)
+def test_a_damaged_history_is_said_and_ends_with_1_as_in_every_other_command(run, state, arguments, prints):
+    (state / "history.sqlite3").write_bytes(b"")
+    code, out, err = run(*arguments)
+    assert (code, out) == (1, prints)
+    assert "the file is empty. It was moved aside" in err
+    assert run("history")[0] == 0, "the new one is good"
+
+
+def test_completion_does_not_hide_that_a_history_was_damaged(run, state, monkeypatch):
+    (state / "history.sqlite3").write_bytes(b"")
+    for name, value in {
+        "_KVMFLEET_COMPLETE": "bash_complete",
+        "COMP_WORDS": "kvmfleet history host h",
+        "COMP_CWORD": "3",
+    }.items():
+        monkeypatch.setenv(name, value)
+    code, out, err = run()
+    assert (code, out) == (1, "")
+    assert "moved aside" in err
+
+
 @pytest.fixture
 def saved(tmp_path):
     """A folder with the recording of a host that was proven."""
