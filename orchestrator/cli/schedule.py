@@ -280,7 +280,7 @@ def _made(
         options=tuple(_words(context)),
         folder=os.getcwd(),
         state=str(state),
-        writable=tuple(_writable(context, state)),
+        writable=tuple(dict.fromkeys(_writable(context, state))),
         python=sys.executable,
         sealed=sealed,
     )
@@ -348,15 +348,24 @@ def _writable(context: click.Context, state: Path) -> Iterator[str]:
     """The folders that drift writes to. Files in them are replaced whole, so a file alone would not do."""
     yield str(state)
     yield "-" + _path(os.environ.get("ANSIBLE_HOME") or "~/.ansible")
-    store = context.params.get("store") or _environment().get("KVMFLEET_STORE", "")
-    if store.startswith("sqlite:///"):
-        yield str(Path(_path(store.removeprefix("sqlite:///").partition("?")[0])).parent)
-    for option, values in _given(context):
-        if option.name in WRITTEN:
-            folder = Path(_path(str(values[-1]))).parent
-            if not folder.is_dir():
-                raise UsageError(f"{max(option.opts, key=len)}: there is no folder {folder}.", hint="Make it first.")
-            yield str(folder)
+    made = [("history", file)] if (file := _history(context)) else []
+    made += [
+        (max(option.opts, key=len), Path(_path(str(values[-1]))))
+        for option, values in _given(context)
+        if option.name in WRITTEN
+    ]
+    for what, file in made:
+        if not file.parent.is_dir() and file.parent != state:
+            raise UsageError(f"{what}: there is no folder {file.parent}.", hint="Make it first.")
+        yield str(file.parent)
+
+
+def _history(context: click.Context) -> Path | None:
+    """The file that the history is in; None where it is on a server."""
+    from orchestrator.history import address
+
+    file = address.file(address.chosen(context.params.get("store") or ""))
+    return file.absolute() if file else None
 
 
 def _environment() -> dict[str, str]:
@@ -372,7 +381,9 @@ def _refuse_passing(context: click.Context, made: Schedule, fleet: Fleet) -> Non
     from orchestrator import paths
 
     keys = {host.private_key for host in fleet.hosts}
-    for place in (made.folder, made.state, made.python, str(paths.content()), *_files(context), *sorted(keys)):
+    history = [str(file)] if (file := _history(context)) else []
+    places = (made.folder, made.state, made.python, str(paths.content()))
+    for place in (*places, *history, *_files(context), *sorted(keys)):
         refuse_passing(place)
 
 

@@ -9,8 +9,10 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import TypeVar
 
 import click
 import msgspec
@@ -19,8 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.cli.drift import drift
-from orchestrator.cli.schedule import _with_its_value, _words, refuse_passing
+from orchestrator.cli.schedule import _refuse_passing, _with_its_value, _words, _writable, refuse_passing
 from orchestrator.errors import LockedError, ScheduleError, UsageError
+from orchestrator.inventory import Fleet
 from orchestrator.schedule import jobs, units
 from orchestrator.schedule.jobs import Systemd
 from orchestrator.schedule.units import Schedule
@@ -33,6 +36,9 @@ NASTY = """/srv/a b/it's "100%" $HOME \\x [1] ;"""
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("KVMFLEET_STATE_DIR", str(tmp_path / "state"))
     return tmp_path / "state"
+
+
+T = TypeVar("T")
 
 
 def made(state: Path = Path("/var/lib/kf"), **changed: object) -> Schedule:
@@ -509,18 +515,53 @@ def test_options_of_drift_are_passed_on_with_absolute_paths(install, tmp_path: P
     assert not (tmp_path / "state").exists()
 
 
-def test_an_option_of_drift_that_hides_its_value_is_passed_on_as_well() -> None:
+def with_store(ask: Callable[[click.Context], T], *arguments: str) -> T:
+    """What `ask` gives where these are the arguments of a command that can be told of a history."""
     (hidden,) = (option for option in drift.params if option.name == "store")
     assert not hidden.expose_value
-    seen: list[str] = []
+    answers: list[T] = []
 
     @click.command(params=[_with_its_value(hidden)])
     @click.pass_context
     def command(context: click.Context, /, store: str) -> None:
-        seen.extend(_words(context))
+        answers.append(ask(context))
 
-    command.main(["--store", "sqlite:////srv/x"], standalone_mode=False)
-    assert seen == ["--store=sqlite:////srv/x"]
+    command.main(list(arguments), standalone_mode=False)
+    return answers[0]
+
+
+def test_an_option_of_drift_that_hides_its_value_is_passed_on_as_well() -> None:
+    words = with_store(lambda context: list(_words(context)), "--store", "sqlite:////srv/x")
+    assert words == ["--store=sqlite:////srv/x"]
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "sqlite+pysqlite"])
+@pytest.mark.parametrize("where", ["{here}/ours/h.sqlite3", "ours/h.sqlite3", "{here}/ours/h.sqlite3?timeout=9"])
+def test_the_folder_of_the_history_is_writable_for_the_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, where: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    state, url = tmp_path / "state", f"{kind}:///{where.format(here=tmp_path)}"
+    monkeypatch.setenv("KVMFLEET_STATE_DIR", str(state))
+
+    def writable(*arguments: str) -> list[str]:
+        return with_store(lambda context: list(_writable(context, state)), *arguments)[2:]
+
+    assert writable() == [str(state)]
+    with pytest.raises(UsageError, match=f"there is no folder {tmp_path}/ours"):
+        writable("--store", url)
+    (tmp_path / "ours").mkdir()
+    assert writable("--store", url) == [f"{tmp_path}/ours"]
+    monkeypatch.setenv("KVMFLEET_STORE", url)
+    assert writable() == [f"{tmp_path}/ours"]
+    monkeypatch.setenv("KVMFLEET_STORE", "postgresql://db/x")
+    assert writable() == []
+
+
+def test_a_history_that_a_service_does_not_see_is_refused() -> None:
+    for url, refused in (("sqlite+pysqlite:////tmp/h.sqlite3", True), ("sqlite:////srv/h.sqlite3", False)):
+        with pytest.raises(UsageError, match="does not see") if refused else nullcontext():
+            with_store(lambda context: _refuse_passing(context, made(), Fleet((), ())), "--store", url)
 
 
 @pytest.mark.ansible
