@@ -25,6 +25,7 @@ from orchestrator.history.tables import (
     acceptances,
     baselines,
     carried,
+    destinations,
     drifts,
     evidence,
     findings,
@@ -298,7 +299,8 @@ class Store:
         Kept is what is still needed: baselines with their evidence, the last that was seen of each host, and how it was
         when that could last be told. A run whose end was never noted ended when it began, unless it is alive. What was
         told of a host goes once no drift check looked at it since then: it is in no inventory any more. One that is
-        silent is looked at by every check, and what was told of it stays.
+        silent is looked at by every check, and what was told of it stays. What was told to a URL goes once no check was
+        to notify it since then.
         """
         with database.writing(self.engine) as connection:
             return _prune(connection, before_s)
@@ -492,7 +494,10 @@ def _prune(connection: sa.Connection, before_s: float) -> int:
     connection.execute(drifts.delete().where(drifts.c.watch_id.in_(unseen)))
     connection.execute(watches.delete().where(watches.c.id.in_(unseen)))
     looked_at = sa.select(watches.c.host).where(watches.c.seen_s >= before_s)
-    connection.execute(notices.delete().where(notices.c.host.not_in(looked_at)))
+    connection.execute(destinations.delete().where(destinations.c.used_s < before_s))
+    reachable = sa.select(destinations.c.id)
+    forgotten = notices.c.host.not_in(looked_at) | notices.c.destination.not_in(reachable)
+    connection.execute(notices.delete().where(forgotten))
     # `IS NOT NULL`: in SQL, nothing is "not in" a set with a NULL
     used = sa.select(results.c.evidence_id).where(results.c.evidence_id.is_not(None))
     connection.execute(evidence.delete().where(evidence.c.id.not_in(used)))

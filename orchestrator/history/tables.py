@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ __all__ = [
     "baselines",
     "bring_up_to_date",
     "carried",
+    "destinations",
     "drifts",
     "evidence",
     "findings",
@@ -65,7 +67,14 @@ def _carry(connection: sa.Connection) -> None:
     _tables.create_all(connection, tables=[carried])
 
 
-UPGRADES: tuple[Callable[[sa.Connection], None], ...] = (_watch, _remember, _notify, _carry)
+def _use(connection: sa.Connection) -> None:
+    """6: when destinations were last told something, or would have been. Of those there are, that is now."""
+    _tables.create_all(connection, tables=[destinations])
+    known = sa.select(notices.c.destination, sa.literal(time.time(), sa.Double)).distinct()
+    connection.execute(destinations.insert().from_select(["id", "used_s"], known))
+
+
+UPGRADES: tuple[Callable[[sa.Connection], None], ...] = (_watch, _remember, _notify, _carry, _use)
 """The n-th turns schema n+1 into n+2. Tables and columns are only ever added; an older kvmfleet refuses to go on."""
 
 SCHEMA = 1 + len(UPGRADES)
@@ -222,6 +231,13 @@ notices = sa.Table(
     sa.Column("items", sa.String, nullable=False),  # JSON of transitions.Notice.items
     sa.Column("delivered", sa.Boolean, nullable=False),
     sa.Column("claimed_s", sa.Double, nullable=False),  # when a run began to send it; 0 when none does
+)
+
+destinations = sa.Table(
+    "destinations",
+    _tables,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("used_s", sa.Double, nullable=False),  # when a run last looked whether there is something to tell it
 )
 
 all_tables = tuple(_tables.tables)

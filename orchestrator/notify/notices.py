@@ -9,7 +9,7 @@ import msgspec
 import sqlalchemy as sa
 
 from orchestrator.history.database import reading, writing
-from orchestrator.history.tables import notices, watches
+from orchestrator.history.tables import destinations, notices, watches
 from orchestrator.model import HostDrift
 from orchestrator.notify.transitions import Notice, Transition, group
 
@@ -46,6 +46,8 @@ class Notices:
             known = {host: _notice(row) for host, row in rows.items()}
             claimed = tuple(one for one in choose(known) if one.host.host not in busy)
             _write(connection, destination, claimed, claimed_s=now_s)
+            connection.execute(destinations.delete().where(destinations.c.id == destination))
+            connection.execute(destinations.insert().values(id=destination, used_s=now_s))
         return claimed
 
     def settle(self, destination: str, claimed: Sequence[Transition], *, delivered: bool) -> None:

@@ -597,6 +597,28 @@ def test_pruning_forgets_what_was_told_of_hosts_that_nobody_looks_at_any_more(st
     assert known == [[], ["gone", "hv1", "silent"], ["hv1", "silent"]]
 
 
+def test_pruning_forgets_what_was_told_to_urls_that_nobody_notifies_any_more(store: Store, url: str) -> None:
+    drifted = [seen(SWAP)]
+    store.begin("drift").watch(drifted[0], None)
+    notices, known = Notices(store.engine), []
+
+    def choose(found: Mapping[str, Notice]) -> tuple[Transition, ...]:
+        known.append(sorted(found))
+        return transitions(found, drifted, {}, after=1)
+
+    for one in ("left", "used"):
+        notices.settle(one, notices.claim(one, choose), delivered=True)
+    execute(url, "UPDATE destinations SET used_s = used_s - 1000")
+    assert notices.claim("used", choose) == ()
+    store.prune(time.time() - 2000)
+    assert execute(url, "SELECT destination FROM notices ORDER BY 1") == [("left",), ("used",)]
+    store.prune(time.time() - 500)
+    assert [execute(url, f"SELECT {row}") for row in ("destination FROM notices", "id FROM destinations")] == [
+        [("used",)]
+    ] * 2
+    assert len(notices.claim("left", choose)) == 1, "it gets to know of all that is wrong"
+
+
 def test_past_results_come_latest_first(store: Store) -> None:
     for found in (GOOD, BAD):
         store.begin("validate").record(result("hv1", found))
@@ -705,6 +727,16 @@ def test_an_older_history_is_upgraded_and_keeps_what_it_has(url: str, schemas: t
         assert store.watched("hv1")
     assert execute(url, "SELECT version FROM schema_version") == [(tables.SCHEMA,)]
     assert execute(url, "SELECT count(*) FROM baselines WHERE snapshot_id IS NOT NULL") == [(1,)]
+
+
+def test_urls_that_an_older_history_knows_count_as_used_now(url: str) -> None:
+    with Store(url) as store:
+        store.begin("drift").watch(seen(SWAP), None)
+        Notices(store.engine).claim("pager", lambda known: transitions(known, [seen(SWAP)], {}, after=1))
+    execute(url, "DROP TABLE destinations", "UPDATE schema_version SET version = 5")
+    with Store(url) as store:
+        store.prune(time.time() - 500)
+    assert execute(url, "SELECT destination FROM notices") == [("pager",)]
 
 
 def test_two_runs_upgrade_at_once(url: str) -> None:
