@@ -27,6 +27,8 @@ SAID = {"changed": "drifted further", "recovered": "in sync again"}
 NAMED = 5  # hosts in a command
 MENTION = re.compile(r"@(?=everyone|here|channel|all|room)|(?<!\w)@(?=[\w*\"])|<(?=[@!#])", re.IGNORECASE)
 """Groups wherever they are, and people where a word begins: libvirt-guests@1.service is none."""
+LINK = re.compile(r"\](?=\()|<(?=[a-z][a-z+.-]*://|mailto:|tel:|(?:a|img)\s)", re.IGNORECASE)
+"""What shows other words than the address that it leads to, or a picture: in Markdown, on Slack, in HTML."""
 
 
 def message(transitions: Sequence[Transition], inventory: Sequence[str] = ()) -> Message:
@@ -140,5 +142,5 @@ def _controller() -> str:
 
 
 def _plain(text: str, limit: int) -> str:
-    """What a host said, without what services act on in plain text, too: a host calls nobody to the telephone."""
-    return MENTION.sub(r"\g<0> ", printable(text, limit))
+    """What a host said, without what services act on in plain text, too: a host calls nobody, and lures nobody away."""
+    return LINK.sub(r"\g<0> ", MENTION.sub(r"\g<0> ", printable(text, limit)))

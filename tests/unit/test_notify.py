@@ -423,6 +423,27 @@ def test_a_host_calls_no_single_person_either(call: str) -> None:
     assert "a@1.service" in made.body
 
 
+@pytest.mark.parametrize(
+    ("said", "told_so"),
+    [
+        ("[all is well](http://evil.example)", "[all is well] (http://evil.example)"),
+        ("![x](http://evil.example/seen.png)", "![x] (http://evil.example/seen.png)"),
+        ("<https://evil.example|our wiki>", "< https://evil.example|our wiki>"),
+        ("<mailto:a@evil.example|ops>", "< mailto:a@evil.example|ops>"),
+        ("<a href='http://evil.example'>x</a>", "< a href='http://evil.example'>x</a>"),
+        ("see http://wiki.example/[kvm]", "see http://wiki.example/[kvm]"),
+        ("<network><address a='1'/>[0] (x)", "<network><address a='1'/>[0] (x)"),
+    ],
+)
+def test_what_a_host_says_shows_where_it_leads_and_stays_readable(said: str, told_so: str) -> None:
+    item = Drift(f"file:{said}", said, None, 1.0)
+    silent = HostDrift("hv2", "unreachable", 1.0, 2.0, problem=said)
+    made = message(told([HostDrift("hv1", "drifted", 1.0, 2.0, (item,)), silent]))
+    assert made.body.count(told_so) == 3
+    (one,) = told([HostDrift(said, "drifted", 1.0, 2.0, (item,))])
+    assert told_so in message([one]).title
+
+
 def test_of_long_values_the_difference_is_shown() -> None:
     long = "same " * 40
     (one,) = told([HostDrift("hv1", "drifted", 1.0, 2.0, (Drift("network:n", long + "old", long + "new", 1.0),))])
