@@ -41,10 +41,15 @@ def _packages(result: Mapping[str, Any]) -> list[str]:
 
 
 def _headers(result: Mapping[str, Any]) -> list[str]:
-    """What the parts of a diff are about. Modules of ours always have it in their results."""
+    """What the parts of a diff are about. Modules of ours always have it, also in parts in which nothing changes."""
     parts = result.get("diff")
-    named = [_words(_mapping(part).get("after_header")) for part in (parts if isinstance(parts, list) else [])]
+    found = [_mapping(part) for part in (parts if isinstance(parts, list) else [])]
+    named = [_words(part.get("after_header")) for part in found if not _is_same(part)]
     return list(dict.fromkeys(header for headers in named for header in headers))
+
+
+def _is_same(part: Mapping[str, Any]) -> bool:
+    return "before" in part and part["before"] == part.get("after")
 
 
 def _named(result: Mapping[str, Any]) -> list[str]:

@@ -30,6 +30,15 @@ CENSORED = {"censored": "the output has been hidden due to the fact that 'no_log
         ({"pools": {"disks": ["defined", "started"]}}, ("disks: defined, started",)),
         ({"diff": [{"after_header": "/etc/x.conf"}, {"after_header": "live"}, 7]}, ("/etc/x.conf", "live")),
         (
+            {
+                "diff": [
+                    {"after_header": "/etc/sysctl.d/60-kvmfleet.conf", "before": "", "after": "vm.swappiness = 10\n"},
+                    {"after_header": "live", "before": "", "after": ""},  # of a container, whose kernel is another's
+                ]
+            },
+            ("/etc/sysctl.d/60-kvmfleet.conf",),
+        ),
+        (
             {"stdout": "Reading…\nInst htop (3.2)\nConf htop\n", "invocation": {"module_args": {"name": ["a", "b"]}}},
             ("htop",),
         ),
