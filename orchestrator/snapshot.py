@@ -126,6 +126,10 @@ def _arguments(cmdline: str) -> str:
     return " ".join(word for word in cmdline.split() if not OF_THE_BOOT.match(word))
 
 
+def _cmdline(evidence: Evidence) -> Items:
+    return _one(_arguments(evidence.kernel.cmdline)) if _has_own_kernel(evidence) else {}
+
+
 def _modules(evidence: Evidence) -> Items:
     modules = evidence.kernel.modules.items()
     return {name: "absent" if module.state == "absent" else "there" for name, module in modules}
@@ -171,8 +175,16 @@ def _settings(evidence: Evidence) -> Items:
 
 
 def _sysctls(evidence: Evidence) -> Items:
-    sysctls = evidence.tuning.sysctls.items()
-    return {name: f"live {_or_none(value.live)}, next boot {_or_none(value.next_boot)}" for name, value in sysctls}
+    own = _has_own_kernel(evidence)
+    return {
+        name: (f"live {_or_none(value.live)}, " if own else "") + f"next boot {_or_none(value.next_boot)}"
+        for name, value in evidence.tuning.sysctls.items()
+    }
+
+
+def _has_own_kernel(evidence: Evidence) -> bool:
+    """A container has that of the machine below: what is live there is not its own, and no role changes it."""
+    return not evidence.system.container
 
 
 def _or_none(value: str | None) -> str:
@@ -215,16 +227,12 @@ def _pool(pool: Pool) -> str:
 
 def _tuning(evidence: Evidence) -> Items:
     found = evidence.tuning
-    told = {f"hugepages {size}": str(pages.pages) for size, pages in found.hugepages.items()}
-    told |= {f"thp {key}": value for key, value in found.thp.items()}
-    told |= {f"governor {name}": processors for name, processors in found.governors.items()}
-    told |= {
-        "ksm": found.ksm_run,
-        "tuned": found.tuned_profile,
-        "isolated": found.isolated,
-        "nohz_full": found.nohz_full,
-    }
-    told |= {f"at boot {path}": value for path, value in found.at_boot.items()}
+    told = {"tuned": found.tuned_profile} | {f"at boot {path}": value for path, value in found.at_boot.items()}
+    if _has_own_kernel(evidence):
+        told |= {f"hugepages {size}": str(pages.pages) for size, pages in found.hugepages.items()}
+        told |= {f"thp {key}": value for key, value in found.thp.items()}
+        told |= {f"governor {name}": processors for name, processors in found.governors.items()}
+        told |= {"ksm": found.ksm_run, "isolated": found.isolated, "nohz_full": found.nohz_full}
     return {name: value for name, value in told.items() if value}
 
 
@@ -305,7 +313,7 @@ KINDS = (
     Kind("option", "kernel", "kernel_modules", _options),
     Kind("parameter", "kernel", "kernel_modules", _parameters),
     Kind("blacklist", "kernel", "kernel_modules", lambda evidence: _one(_list(evidence.kernel.blacklisted))),
-    Kind("cmdline", "kernel", "kernel_modules", lambda evidence: _one(_arguments(evidence.kernel.cmdline))),
+    Kind("cmdline", "kernel", "kernel_modules", _cmdline, also=("system",)),
     Kind(
         "cmdline-next-boot",
         "kernel",
@@ -322,8 +330,8 @@ KINDS = (
     Kind("network", "network", "libvirt_networks", _networks),
     Kind("bridge", "network", "libvirt_networks", _bridges),
     Kind("pool", "storage", "libvirt_storage", lambda e: {name: _pool(pool) for name, pool in e.storage.pools.items()}),
-    Kind("sysctl", "tuning", "host_tuning", _sysctls),
-    Kind("tuning", "tuning", "host_tuning", _tuning),
+    Kind("sysctl", "tuning", "host_tuning", _sysctls, also=("system",)),
+    Kind("tuning", "tuning", "host_tuning", _tuning, also=("system",)),
     Kind("security", "security", "libvirt_security", _confinement),
     Kind("firewall", "security", "libvirt_security", _firewall),
     Kind("listener", "security", "libvirt_remote", lambda e: {str(port): "open" for port in e.security.tcp}),

@@ -119,6 +119,35 @@ def test_a_setting_of_nothing_is_called_empty() -> None:
     )
 
 
+IN_A_CONTAINER: dict[str, Any] = {"system": {"container": "systemd-nspawn"}}
+OF_THE_MACHINE_BELOW: dict[str, Any] = {
+    "kernel": {"cmdline": "root=/dev/sda1 mitigations=off"},
+    "tuning": {
+        "sysctls": {"vm.swappiness": {"live": "60"}},
+        "hugepages": {"2M": {"pages": 8}},
+        "thp": {"enabled": "never"},
+        "governors": {"performance": "0 1"},
+        "ksm_run": "1",
+        "isolated": "2",
+        "nohz_full": "2",
+    },
+}
+
+
+def test_what_is_live_below_a_container_is_not_drift_of_it_and_its_files_are() -> None:
+    before, after = items(IN_A_CONTAINER), items(merged(IN_A_CONTAINER, OF_THE_MACHINE_BELOW))
+    assert before == after
+    assert len({*items()} ^ {*items(OF_THE_MACHINE_BELOW)}) > 3, "on a machine they are all told"
+    sysctls = {"vm.swappiness": {"next_boot": "60"}}
+    for what in ({"sysctls": sysctls}, {"at_boot": {"/sys/x": "1"}}, {"tuned_profile": "virtual-host"}):
+        assert items(merged(IN_A_CONTAINER, {"tuning": what})) != before
+
+
+def test_where_it_is_not_known_whether_it_is_a_container_nothing_is_told_of_the_kernel_below() -> None:
+    taken = snapshot.take(host(merged(TUNED, {"errors": {"system": "late"}})))
+    assert not {"sysctl", "tuning", "cmdline"} & {name.partition(":")[0] for name in taken.items}
+
+
 def test_every_kind_was_seen_changing() -> None:
     seen = {item.partition(":")[0] for _, item in TOUCHED.values()}
     assert {kind.name for kind in snapshot.KINDS} - seen <= {"qemu", "blacklist", "certificate", "autostart"}
