@@ -125,6 +125,7 @@ class Past:
         self._store = store
         self._notes: dict[str, KvmfleetError] = {note.message: note for note in store.notes}
         self._run: Run | None = None
+        self._reads, self._writes = _Patience(), _Patience()  # where another run writes, reading goes on
         try:
             self._run = store.begin("drift")
         except StoreError as e:
@@ -134,7 +135,7 @@ class Past:
         """`wanted` is the digest of what the inventory wants of the host now."""
         host, now = collected.host, snapshot.take(collected.evidence) if collected.evidence else None
         try:
-            baseline = self._store.expectation(host)
+            baseline = self._reads.ask(self._store.expectation, host)
             seen = drift.judge(collected, baseline, intent=wanted, version=__version__, now=now)
         except StoreError as e:
             seen = HostDrift(host, "unknown", problem=e.message, hint=e.hint)
@@ -143,10 +144,10 @@ class Past:
             seen = msgspec.structs.replace(seen, problem=problem)
         with self._noted():
             if self._run:
-                return self._run.watch(seen, now.items if now else None)
+                return self._writes.ask(self._run.watch, seen, now.items if now else None)
         seen = msgspec.structs.replace(seen, seen_s=time.time())
         with self._noted():
-            seen = self._store.dated(seen)
+            seen = self._reads.ask(self._store.dated, seen)
         return seen
 
     def end(self) -> tuple[KvmfleetError, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from test_lock import other_run
 from orchestrator import intent, lock, rollout
 from orchestrator import past as rollout_past
 from orchestrator.checks.catalogue import explain
+from orchestrator.drift import Baseline
 from orchestrator.errors import ConvergeError, LockedError, StoreError
 from orchestrator.history.store import Run as Record
 from orchestrator.history.store import Store
 from orchestrator.inventory import AnsibleOptions, Fleet, Host, Secrets
-from orchestrator.model import Boot, Collected, Drift, EarlierBoot, HostConverged, HostResult, TaskFailure
+from orchestrator.model import Boot, Collected, Drift, EarlierBoot, HostConverged, HostDrift, HostResult, TaskFailure
 from orchestrator.rollout import Edges
 
 OPTIONS = AnsibleOptions()
@@ -201,6 +202,10 @@ def refusing(problems: dict[str, str], asked: list[str] | None = None) -> type[S
             refuse(result.host)
             super().record(result, baseline=baseline)
 
+        def watch(self, found: HostDrift, items: Mapping[str, str] | None) -> HostDrift:
+            refuse(found.host)
+            return super().watch(found, items)
+
         def forget_baseline(self, host: str) -> None:
             refuse(host)
             super().forget_baseline(host)
@@ -352,6 +357,38 @@ def test_hosts_are_compared_with_their_baseline_and_silent_ones_are_never_in_syn
     assert known.items[0].item == "package:qemu-system-x86"
     again = rollout.watch(hosts, OPTIONS, edges=world(answers=answers))
     assert again.hosts[1].items == known.items, "it is so since it was first seen"
+
+
+def test_a_history_that_another_run_holds_costs_drift_no_wait_for_each_host_and_is_read(
+    history: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts = fleet("h1", "h2", "h3", "h4")
+    rollout.provision(hosts, OPTIONS, edges=world())
+    monkeypatch.setattr(rollout_past, "PATIENCE_S", 1e-9)
+    asked: list[str] = []
+    store = refusing({"h2": FULL, "h3": FULL, "h4": FULL}, asked)
+    seen = rollout.watch(hosts, OPTIONS, edges=world()._replace(store=store))
+    assert states(seen) == dict.fromkeys(("h1", "h2", "h3", "h4"), "pending")
+    assert [note.message for note in seen.notes] == [FULL]
+    assert asked == ["h1", "h2", "the end"]
+
+
+def test_a_history_that_does_not_answer_any_more_is_not_asked_for_each_host(
+    history: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollout_past, "PATIENCE_S", 1e-9)
+    asked: list[str] = []
+
+    class Gone(Store):
+        def expectation(self, host: str) -> Baseline | None:
+            asked.append(host)
+            raise StoreError("history: the server is gone", hint="Start it.")
+
+    seen = rollout.watch(fleet("h1", "h2", "h3"), OPTIONS, edges=world()._replace(store=Gone))
+    assert {(host.state, host.problem, host.hint) for host in seen.hosts} == {
+        ("unknown", "history: the server is gone", "Start it.")
+    }
+    assert asked == ["h1"]
 
 
 def test_no_guest_is_started_to_look_for_drift_and_a_host_without_an_answer_is_unknown() -> None:
