@@ -633,7 +633,7 @@ class Tuning(msgspec.Struct, frozen=True):
 
     hugepages: Annotated[dict[Short, Hugepages], msgspec.Meta(max_length=64)] = {}  # "2M", or "2M@0" of node 0
     thp: Table = {}  # enabled, defrag: what is selected
-    ksm_run: Short = ""  # 0 off, 1 on, 2 off and nothing merged
+    ksm_run: Short = ""  # 0 off, 1 on, 2 off and nothing merged; "" where the contract has no word for it
     ksm_sharing: int = 0  # pages that are merged
     sysctls: Annotated[dict[Short, Sysctl], msgspec.Meta(max_length=2048)] = {}
     governors: Table = {}  # governor -> the processors that have it; empty without frequency scaling

@@ -17,11 +17,14 @@ from typing import NamedTuple
 import msgspec
 
 from orchestrator import model
-from orchestrator.model import Evidence, FileState, Network, Pool
+from orchestrator.collector.inventory import MIGHTY
+from orchestrator.model import Evidence, FileState, Module, Network, Pool, Tuning
 
 __all__ = ["EDITION", "KINDS", "Snapshot", "kind", "owner", "take"]
 
-GUESTS_OWN = re.compile(r"(vnet|tap|macvtap)\d+$")
+GUESTS_OWN = re.compile(r"vnet\d|tap|veth")  # ports at bridges; a guest's may have any other name, too
+ON_DEMAND = ("tun", "vfio", "vfio_iommu_type1", "vhost", "vhost_net", "vhost_vsock")
+"""Modules that come with the first guest that needs them, and stay away after the next boot."""
 ABSENT = "not installed"
 OF_THE_BOOT = re.compile(r"(BOOT_IMAGE|initrd)=")
 
@@ -130,9 +133,16 @@ def _cmdline(evidence: Evidence) -> Items:
     return _one(_arguments(evidence.kernel.cmdline)) if _has_own_kernel(evidence) else {}
 
 
+def _own(evidence: Evidence) -> Mapping[str, Module]:
+    """The modules without those that are there or not as guests want it."""
+    kernel = evidence.kernel
+    return {
+        name: module for name, module in kernel.modules.items() if name not in ON_DEMAND or name in kernel.load_at_boot
+    }
+
+
 def _modules(evidence: Evidence) -> Items:
-    modules = evidence.kernel.modules.items()
-    return {name: "absent" if module.state == "absent" else "there" for name, module in modules}
+    return {name: "absent" if module.state == "absent" else "there" for name, module in _own(evidence).items()}
 
 
 def _options(evidence: Evidence) -> Items:
@@ -143,7 +153,7 @@ def _options(evidence: Evidence) -> Items:
 
 def _parameters(evidence: Evidence) -> Items:
     """What the modules obey now, however they came to it."""
-    modules = evidence.kernel.modules.items()
+    modules = _own(evidence).items()
     return {f"{name}.{option}": value for name, module in modules for option, value in module.params.items()}
 
 
@@ -232,8 +242,19 @@ def _tuning(evidence: Evidence) -> Items:
         told |= {f"hugepages {size}": str(pages.pages) for size, pages in found.hugepages.items()}
         told |= {f"thp {key}": value for key, value in found.thp.items()}
         told |= {f"governor {name}": processors for name, processors in found.governors.items()}
-        told |= {"ksm": found.ksm_run, "isolated": found.isolated, "nohz_full": found.nohz_full}
+        told |= {"ksm": _ksm(found), "isolated": found.isolated, "nohz_full": found.nohz_full}
     return {name: value for name, value in told.items() if value}
+
+
+def _ksm(tuning: Tuning) -> str:
+    """ksmtuned starts and stops it as memory becomes scarce."""
+    daemon = tuning.units.get("ksmtuned.service")
+    return "by ksmtuned" if daemon and daemon.active == "active" else tuning.ksm_run
+
+
+def _members(evidence: Evidence) -> Items:
+    """Without those of sudo and the like, by whom the check of the others goes; no role keeps them."""
+    return {group: _list(users) for group, users in evidence.members.items() if group not in MIGHTY}
 
 
 def _firewall(evidence: Evidence) -> Items:
@@ -266,8 +287,13 @@ def _node(evidence: Evidence) -> Items:
 
 
 def _bridges(evidence: Evidence) -> Items:
-    bridges = evidence.network.bridges.items()
-    return {name: _list(port for port in ports if not GUESTS_OWN.match(port)) for name, ports in bridges}
+    """With the ports of the host alone."""
+    bridges, links = evidence.network.bridges.items(), evidence.network.links
+    taps = {name for name, link in links.items() if link.tap}
+    return {
+        name: _list(port for port in ports if port not in taps and not GUESTS_OWN.match(port))
+        for name, ports in bridges
+    }
 
 
 def _hardware(evidence: Evidence) -> Items:
@@ -326,7 +352,7 @@ KINDS = (
     ),
     Kind("unit", "libvirt", "libvirt", _units, also=("tuning", "guests")),
     Kind("setting", "libvirt", "libvirt", _settings, also=("guests",)),
-    Kind("member", "members", "libvirt", lambda e: {group: _list(users) for group, users in e.members.items()}),
+    Kind("member", "members", "libvirt", _members),
     Kind("network", "network", "libvirt_networks", _networks),
     Kind("bridge", "network", "libvirt_networks", _bridges),
     Kind("pool", "storage", "libvirt_storage", lambda e: {name: _pool(pool) for name, pool in e.storage.pools.items()}),

@@ -7,6 +7,7 @@ import shlex
 from orchestrator.checks.contract import PROVISION
 from orchestrator.checks.host import BECOME
 from orchestrator.checks.registry import Case, check, failed, not_applicable, passed, plain, undecided, warned
+from orchestrator.collector.inventory import MIGHTY
 from orchestrator.model import Finding, Firewall, FirewallWish, Module, Process, SecurityWish
 
 NAMES = {"selinux": "SELinux", "apparmor": "AppArmor"}
@@ -312,7 +313,7 @@ def members(case: Case) -> Finding:
     group = wish.libvirt.group
     if group not in found:
         return not_applicable(f"there is no group {group}")
-    mighty = {user for name in ("sudo", "wheel", "admin") for user in found.get(name, ())}
+    mighty = {user for name in MIGHTY for user in found.get(name, ())}
     strange = [user for user in found[group] if user not in {*wish.libvirt.users, "root"} | mighty]
     if not strange:
         return passed(f"{len(found[group])} in the group {group}, all of them known")

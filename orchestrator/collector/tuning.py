@@ -28,7 +28,7 @@ def look(contract: Contract) -> Dict[str, Any]:
     return {
         "hugepages": hugepages(wishes.get("hugepages")),
         "thp": {key: selected(files.text(MM + "/transparent_hugepage/" + key)) for key in ("enabled", "defrag")},
-        "ksm_run": files.text(MM + "/ksm/run").strip(),
+        "ksm_run": files.text(MM + "/ksm/run").strip() if "ksm" in wishes else "",
         "ksm_sharing": number(MM + "/ksm/pages_sharing"),
         "sysctls": sysctls(contract.names("tuning.sysctls")),
         "governors": governors() if "governor" in wishes else {},

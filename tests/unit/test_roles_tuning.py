@@ -16,6 +16,7 @@ from ansible_collections.kvmfleet.host.plugins.module_utils.tuning_plan import S
 from ansible_collections.kvmfleet.host.plugins.modules.host_tuning import DOCUMENTATION, settle
 
 from orchestrator.collector import tuning as collector
+from orchestrator.collector.contract import Contract
 from orchestrator.model import TuningWish
 
 SMALL, HUGE = "hugepages/hugepages-2048kB", "hugepages/hugepages-1048576kB"
@@ -423,6 +424,19 @@ def test_the_collector_knows_sizes_mounts_and_the_order_of_sysctls() -> None:
 def test_a_hostile_contract_does_not_stop_the_collector() -> None:
     assert collector.hugepages([{"size": 7}, "x", {"size": "2M", "node": "../.."}, None]) is not None
     assert collector.live("../../etc/passwd") is None
+
+
+def test_ksm_is_told_where_the_contract_has_a_word_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere it is the distribution's, whose ksmtuned may start and stop it."""
+    (tmp_path / "ksm").mkdir()
+    (tmp_path / "ksm" / "run").write_text("1\n")
+    monkeypatch.setattr(collector, "MM", str(tmp_path))
+
+    def told(wishes: dict[str, str]) -> str:
+        return str(collector.look(Contract({"tuning": wishes})).get("ksm_run"))
+
+    assert told({"ksm": "enabled"}) == "1"
+    assert told({"governor": "performance"}) == ""
 
 
 def test_every_option_of_the_module_is_a_part_of_the_wish_or_says_how() -> None:

@@ -39,6 +39,21 @@ VOLATILE: dict[str, Any] = {
         "kernel": {"cmdline": "BOOT_IMAGE=/vmlinuz-other root=/dev/sda1 ro quiet intel_iommu=on"},
     },
     "guests": {"security": {"guests": []}, "network": {"bridges": {"br0": ["eth0", "vnet7", "vnet8"]}}},
+    "a guest whose interface was given a name": {
+        "network": {"bridges": {"br0": ["eth0", "vnet0", "web0"]}, "links": {"web0": {"tap": True}}}
+    },
+    "a container at a bridge": {
+        "network": {"bridges": {"br0": ["eth0", "veth1a2b3c", "vnet0"]}, "links": {"veth1a2b3c": {"up": True}}}
+    },
+    "the first guest with a device": {
+        "kernel": {
+            "modules": {
+                "vfio": {"state": "loaded", "params": {"enable_unsafe_noiommu_mode": "N"}},
+                "vhost": {"state": "loaded", "params": {"max_mem_regions": "64"}},
+            }
+        }
+    },
+    "an administrator": {"members": {"sudo": ["operator", "mallory"]}},
     "an idle daemon": {"libvirt": {"units": {"libvirtd.service": {"active": "active"}}}},
     "use": {
         "tuning": {"hugepages": {"2M": {"free": 0}}, "ksm_sharing": 9},
@@ -146,6 +161,22 @@ def test_what_is_live_below_a_container_is_not_drift_of_it_and_its_files_are() -
 def test_where_it_is_not_known_whether_it_is_a_container_nothing_is_told_of_the_kernel_below() -> None:
     taken = snapshot.take(host(merged(TUNED, {"errors": {"system": "late"}})))
     assert not {"sysctl", "tuning", "cmdline"} & {name.partition(":")[0] for name in taken.items}
+
+
+def test_a_module_that_guests_bring_counts_where_it_is_loaded_at_boot() -> None:
+    """vhost_net and tun are, by the role; without that, the first guest would make drift of them."""
+    found = {"kernel": {"modules": {"vhost_net": {"state": "absent"}}}}
+    assert items(found)["module:vhost_net"] == "absent"
+    assert "module:vhost_net" not in items(merged(found, {"kernel": {"load_at_boot": ["kvm", "kvm_intel", "tun"]}}))
+
+
+def test_ksmtuned_starts_and_stops_ksm_as_memory_becomes_scarce() -> None:
+    def told(active: str, run: str) -> str:
+        unit = {"load": "loaded", "enabled": "enabled", "active": active}
+        return items({"tuning": {"units": {"ksmtuned.service": unit}, "ksm_run": run}})["tuning:ksm"]
+
+    assert told("active", "0") == told("active", "1")
+    assert told("inactive", "0") == "0"
 
 
 def test_every_kind_was_seen_changing() -> None:
