@@ -62,12 +62,16 @@ def memory_mib(folder: str) -> int:
 
 
 def interfaces(folder: str) -> Dict[str, str]:
-    """Name -> its own address and its driver, of those behind which is hardware; bonds and bridges have none."""
+    """Name -> its own address and its driver, of those behind which is hardware; bonds and bridges have none.
+
+    The virtual functions of a card are for guests: they come and go with them, under addresses of the moment.
+    """
     found = {}
-    for path in sorted(glob.glob(folder + "/*/device"))[:256]:
+    cards = [path for path in glob.glob(folder + "/*/device") if not os.path.exists(path + "/physfn")]
+    for path in sorted(cards)[:256]:
         parent = os.path.dirname(path)
         driver = os.path.basename(os.path.realpath(path + "/driver"))
-        # a port of a bond shows the bond's address; addr_assign_type and perm_address are not in /sys
+        # a port of a bond shows the bond's address; only bonds tell in /sys what a port's own one is
         address = files.text(parent + "/bonding_slave/perm_hwaddr").strip() or files.text(parent + "/address").strip()
         found[os.path.basename(parent)] = "{} {}".format(
             address[:64], "" if driver == "driver" else driver[:64]

@@ -58,3 +58,12 @@ def test_interfaces_are_those_with_hardware_behind_them(tmp_path):
     (tmp_path / "net" / "eth1" / "bonding_slave").mkdir()
     (tmp_path / "net" / "eth1" / "bonding_slave" / "perm_hwaddr").write_text("52:54:00:00:00:02\n")
     assert identity.interfaces(str(tmp_path / "net")) == {"eth0": "52:54:00:00:00:01 igb", "eth1": "52:54:00:00:00:02"}
+
+
+def test_a_virtual_function_is_no_interface_of_the_host(tmp_path):
+    """Its address is another one after each boot, and a guest that is given it takes it away (SR-IOV)."""
+    for name in ("eth0", "eth0v0"):
+        (tmp_path / name / "device").mkdir(parents=True)
+        (tmp_path / name / "address").write_text("52:54:00:00:00:01\n")
+    (tmp_path / "eth0v0" / "device" / "physfn").symlink_to(tmp_path / "eth0" / "device")
+    assert identity.interfaces(str(tmp_path)) == {"eth0": "52:54:00:00:00:01"}
