@@ -119,7 +119,8 @@ def sandbox(case: Case) -> Finding:
     requires=("contract.present", "libvirt.daemon"),
     proves="Who opens a socket for changing guests is asked by polkit, or is root or in the group of the contract; and "
     "libvirt does not listen on plain TCP.",
-    how="Mode and group of the sockets in /run/libvirt, auth_unix_rw of the daemon, and /proc/net/tcp for port 16509.",
+    how="Owner, mode and group of the sockets in /run/libvirt, auth_unix_rw of the daemon, and /proc/net/tcp for port "
+    "16509.",
     todo=f"{PROVISION} It gives the sockets their mode without a restart, and masks the units of plain TCP.",
 )
 def sockets(case: Case) -> Finding:
@@ -129,6 +130,10 @@ def sockets(case: Case) -> Finding:
             f"Run `systemctl disable --now libvirtd-tcp.socket virtproxyd-tcp.socket`, restart the daemon. {PROVISION}"
         )
         return failed("libvirt listens on plain TCP, port 16509", expected="no listener", seen="16509", fix=fix)
+    if theirs := {path: socket.owner for path, socket in found.sockets.items() if socket.owner != "root"}:
+        path, owner = min(theirs.items())
+        fix = f"Run `chown root {shlex.quote(path)}`, and look for SocketUser= in `systemctl cat` of its unit."
+        return failed(f"{path} belongs to {owner}", expected="root", seen=owner, fix=fix)
     asks = found.asks.get("libvirtd" if case.wishes.libvirt.family == "monolithic" else "virtqemud", "")
     wide = [path for path, socket in found.sockets.items() if socket.mode & 0o002]
     if wide and asks == "none":

@@ -86,10 +86,15 @@ def sockets(folder: str = "/run/libvirt") -> Dict[str, Any]:
     """The local sockets through which guests can be changed: not those for reading and for administration."""
     found = {}
     for path in glob.glob(folder + "/*-sock"):
-        info = os.lstat(path)
-        if re.search(r"/(libvirt|virt[a-z]+d)-sock$", path) and "virtlo" not in path and stat.S_ISSOCK(info.st_mode):
-            group = inventory.group_name(info.st_gid)
-            found[path] = {"exists": True, "mode": stat.S_IMODE(info.st_mode), "owner": "root", "group": group}
+        if not re.search(r"/(libvirt|virt(?!lo)[a-z]+d)-sock$", path):
+            continue
+        try:
+            info = os.lstat(path)
+        except FileNotFoundError:  # closed meanwhile
+            continue
+        if stat.S_ISSOCK(info.st_mode):
+            owner, group = inventory.user_name(info.st_uid), inventory.group_name(info.st_gid)
+            found[path] = {"exists": True, "mode": stat.S_IMODE(info.st_mode), "owner": owner, "group": group}
     return found
 
 

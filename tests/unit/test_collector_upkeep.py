@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 import subprocess
 from pathlib import Path
 
@@ -170,6 +171,16 @@ def test_of_qemu_conf_only_what_confines_leaves_the_host(tmp_path: Path) -> None
     assert security.qemu_conf(str(path)) == {"namespaces": "[ ]", "seccomp_sandbox": "1"}
     assert security.qemu_conf(str(tmp_path / "absent")) == {}
     assert security.qemu_conf(str(tmp_path)) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: only root gives a file to somebody else")
+def test_the_owner_of_a_socket_is_told_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "libvirt-sock"
+    os.mknod(path, stat.S_IFSOCK | 0o640)
+    os.chown(path, 4711, 4712)
+    assert security.sockets(str(tmp_path)) == {
+        str(path): {"exists": True, "mode": 0o640, "owner": "4711", "group": "4712"}
+    }
 
 
 STATUS = """\
