@@ -78,8 +78,6 @@ def _shape(kind: msgspec.inspect.Type) -> Any:
             return _shape(next(one for one in types if not isinstance(one, msgspec.inspect.NoneType)))
         case msgspec.inspect.StrType():
             return kind.max_length
-        case msgspec.inspect.UnionType():  # with None, which needs no limit
-            return next((found for option in kind.types if (found := _shape(option)) is not None), None)
         case msgspec.inspect.Metadata():
             return _shape(kind.type)
         case _:
