@@ -499,7 +499,7 @@ class Process(msgspec.Struct, frozen=True):
     uid: int = -1
     binary: Short = ""  # /proc/PID/exe, which tells when the file was removed or replaced
     label: Short = ""  # of SELinux or AppArmor, "" without either
-    sandboxed: bool = False  # the kernel filters its system calls, and more of them than the collector's
+    sandboxed: bool = False  # the kernel filters its system calls, and more of them than those of process 1
 
 
 class Firewall(msgspec.Struct, frozen=True):

@@ -51,7 +51,7 @@ def booleans(names: List[str]) -> Dict[str, str]:
 def guests(proc: str = "/proc") -> List[Dict[str, Any]]:
     """The QEMU processes: whose they are, their label, and whether the kernel filters their system calls."""
     found = []
-    ours = filters(proc + "/self")
+    everybodys = filters(proc + "/1")  # those of a container; not ours, for a service may have been given some
     for folder in glob.glob(proc + "/[0-9]*"):
         try:
             binary = os.readlink(folder + "/exe")
@@ -69,7 +69,7 @@ def guests(proc: str = "/proc") -> List[Dict[str, Any]]:
                 "uid": owner,
                 "binary": binary,
                 "label": files.text(folder + "/attr/current").strip("\0\n "),
-                "sandboxed": filters(folder) > ours,
+                "sandboxed": filters(folder) > everybodys,
             }
         )
     return sorted(found, key=lambda guest: int(guest["pid"]))[:MOST_GUESTS]

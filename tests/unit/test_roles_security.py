@@ -432,12 +432,13 @@ def test_a_guest_is_seen_with_its_owner_and_its_sandbox(tmp_path: Path) -> None:
         (folder / "cmdline").write_bytes(b"qemu\0-name\0guest=web,debug-threads=on\0-S\0")
         (folder / "status").write_text("Name:\tqemu\nSeccomp:\t2\nSeccomp_filters:\t9\n")
         (folder / "attr/current").write_text("libvirt-1 (enforce)\n")
-    (tmp_path / "self").mkdir()
-    own = tmp_path / "self/status"
-    own.write_text("Seccomp:\t2\nSeccomp_filters:\t8\n")
+    # a look that a hardened service takes has more filters than any guest
+    for name, count in (("1", 8), ("self", 12)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "status").write_text(f"Seccomp:\t2\nSeccomp_filters:\t{count}\n")
     (guest,) = security.guests(str(tmp_path))
     assert (guest["pid"], guest["name"], guest["sandboxed"]) == (7, "web", True)
-    own.write_text("Seccomp:\t2\nSeccomp_filters:\t9\n")
+    (tmp_path / "1/status").write_text("Seccomp:\t2\nSeccomp_filters:\t9\n")
     assert security.guests(str(tmp_path))[0]["sandboxed"] is False, "a container filters for everybody in it"
     assert (guest["label"], guest["uid"]) == ("libvirt-1 (enforce)", os.getuid())
 
