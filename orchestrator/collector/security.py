@@ -10,7 +10,6 @@ from typing import Any, Dict, Iterator, List, Optional, Set
 from . import files, inventory, libvirt, processes, shell
 from .contract import Contract
 
-QEMU = re.compile(r"/(qemu-system-\w+|qemu-kvm)( \(deleted\))?$")
 LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
 MOST_GUESTS = 512
 CONFINING = (
@@ -50,21 +49,20 @@ def booleans(names: List[str]) -> Dict[str, str]:
 
 def guests(proc: str = "/proc") -> List[Dict[str, Any]]:
     """The QEMU processes: whose they are, their label, and whether the kernel filters their system calls."""
-    found = []
+    found: List[Dict[str, Any]] = []
     everybodys = filters(proc + "/1")  # those of a container; not ours, for a service may have been given some
     for folder in glob.glob(proc + "/[0-9]*"):
         try:
             binary = os.readlink(folder + "/exe")
-            if not QEMU.search(binary):
+            if not processes.QEMU.search(binary):
                 continue
             owner = os.stat(folder).st_uid
         except OSError:  # a thread of the kernel, or gone meanwhile
             continue
-        name = re.search(r"\0-name\0(?:guest=)?([^,\0]+)", files.text(folder + "/cmdline", 65536))
         found.append(
             {
                 "pid": int(os.path.basename(folder)),
-                "name": name.group(1) if name else "",
+                "name": processes.guest_name(files.text(folder + "/cmdline", 65536).split("\0")),
                 "user": inventory.user_name(owner),
                 "uid": owner,
                 "binary": binary,
@@ -72,7 +70,7 @@ def guests(proc: str = "/proc") -> List[Dict[str, Any]]:
                 "sandboxed": filters(folder) > everybodys,
             }
         )
-    return sorted(found, key=lambda guest: int(guest["pid"]))[:MOST_GUESTS]
+    return sorted(found, key=lambda guest: guest["pid"])[:MOST_GUESTS]
 
 
 def filters(folder: str) -> int:

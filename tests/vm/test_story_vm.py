@@ -29,10 +29,8 @@ LIVE = (
     "grep -c hugetlbfs /proc/mounts; grep -o never] /sys/kernel/mm/transparent_hugepage/defrag || true"
 )
 
-# Faults that no container can have, but for three: tuned is not told anything here, THP is off by the arguments, and
-# the first machine may have one processor only.
-ELSEWHERE = ("thp-other", "tuned-other-profile", "processor-offline")
-DRILLED = [f for f in catalogue() if f.providers == ("vm",) and f.id not in ELSEWHERE]
+# Faults that no container can have, but for one: the first machine may have one processor only.
+DRILLED = [f for f in catalogue() if f.providers == ("vm",) and f.id != "processor-offline"]
 # These change with what else the machine does.
 MOMENTARY = ("memory.", "upkeep.oom")
 

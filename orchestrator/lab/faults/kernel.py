@@ -123,9 +123,10 @@ FAULTS = (
     ),
     Fault(
         id="thp-other",
-        says="Transparent hugepages are off, against the contract.",
+        says="Transparent hugepages are set to another word than the contract's.",
         check="tuning.thp",
-        inject="echo never > /sys/kernel/mm/transparent_hugepage/enabled",
+        inject="file=/sys/kernel/mm/transparent_hugepage/$1\n"
+        "if grep -q '\\[never\\]' $file; then echo madvise > $file; else echo never > $file; fi",
         heal="systemctl restart kvmfleet-tuning.service",
         needs=("tuning/thp",),
         providers=VM,
@@ -173,13 +174,13 @@ FAULTS = (
     ),
     Fault(
         id="tuned-other-profile",
-        says="tuned was told to use another profile.",
+        says="Another profile was chosen for tuned, from its next start on.",
         check="tuning.tuned",
-        inject="tuned-adm profile balanced",
-        heal='tuned-adm profile "$1"',
+        inject="keep /etc/tuned/active_profile\n"
+        'if [ "$1" = balanced ]; then other=powersave; else other=balanced; fi\n'
+        "echo $other > /etc/tuned/active_profile",
+        heal="back /etc/tuned/active_profile",
         needs=("tuning/tuned_profile",),
-        providers=VM,
-        why=SHARED,
     ),
     Fault(
         id="tun-node-gone",
