@@ -123,7 +123,7 @@ def identity(members: Sequence[Member]) -> FleetFinding:
     return _passed(f"{len(members)} hosts are {len(members)} machines")
 
 
-def _boot(member: Member) -> Iterable[str]:
+def _boot(member: Member) -> tuple[str, ...]:
     """Containers have the boot id of the machine that they share."""
     system = member.evidence.system
     return () if system.container or not system.boot_id else (system.boot_id,)
@@ -151,9 +151,7 @@ def _twice(groups: Iterable[tuple[str, ...]], summary: str, expected: str, fix: 
     todo="On all hosts but one: `rm /etc/ssh/ssh_host_*` and `ssh-keygen -A`, restart sshd, and tell known_hosts.",
 )
 def hostkeys(members: Sequence[Member]) -> FleetFinding:
-    shared = _shared(
-        _owners([m for m in members if not _boot_twin(m, members)], lambda m: m.evidence.identity.host_keys)
-    )
+    shared = _shared(_owners(_machines(members), lambda member: member.evidence.identity.host_keys))
     if shared:
         told = "; ".join(f"{names(hosts)} share {len(keys)} ssh host key(s)" for hosts, keys in shared.items())
         fix = "On all but one: `rm /etc/ssh/ssh_host_*_key*; ssh-keygen -A`, then restart sshd and renew known_hosts."
@@ -161,10 +159,12 @@ def hostkeys(members: Sequence[Member]) -> FleetFinding:
     return _passed(f"no ssh key is on two of {len(members)} hosts")
 
 
-def _boot_twin(member: Member, members: Sequence[Member]) -> bool:
-    """Another name for a machine that came before; fleet.identity says so."""
-    before = itertools.takewhile(lambda other: other is not member, members)
-    return any(set(_boot(member)) & set(_boot(other)) for other in before)
+def _machines(members: Iterable[Member]) -> Iterable[Member]:
+    """Each machine once; of its other names fleet.identity tells."""
+    first: dict[object, Member] = {}
+    for member in members:
+        first.setdefault(_boot(member) or member.name, member)
+    return first.values()
 
 
 @fleet_check(
@@ -175,8 +175,7 @@ def _boot_twin(member: Member, members: Sequence[Member]) -> bool:
     todo="`hostnamectl set-hostname NAME` on one of them.",
 )
 def hostnames(members: Sequence[Member]) -> FleetFinding:
-    alone = [member for member in members if not _boot_twin(member, members)]
-    shared = _shared(_owners(alone, lambda member: filter(None, (member.evidence.system.hostname,))))
+    shared = _shared(_owners(_machines(members), lambda member: filter(None, (member.evidence.system.hostname,))))
     if shared:
         told = "; ".join(f"{names(hosts)} are all called {name[0]}" for hosts, name in shared.items())
         return _twice(shared, told, "a name a host", "Run `hostnamectl set-hostname NAME` on all but one of them.")
