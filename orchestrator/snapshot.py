@@ -64,6 +64,8 @@ def take(evidence: Evidence) -> Snapshot:
         blind["network"] = evidence.network.error
     if evidence.storage.error:
         blind["storage"] = evidence.storage.error
+    elif deaf := [name for name, pool in evidence.storage.pools.items() if pool.use.outcome == "hangs"]:
+        blind["storage"] = f"the folder of {', '.join(deaf)} does not answer"
     if not _names(evidence.contract.text):
         blind = {kind.section: UNNAMED for kind in KINDS if kind.section not in BY_THEMSELVES} | blind
     if evidence.system.uid > 0:

@@ -192,6 +192,14 @@ def test_a_section_that_was_not_collected_has_no_items_and_says_so() -> None:
     assert not [name for name in taken.items if name.startswith(("package:", "network:", "bridge:"))]
 
 
+def test_of_a_file_server_that_does_not_answer_nothing_is_told() -> None:
+    """Owner and mode of the folder are not gone then, and a busy one answers the next time."""
+    slow = {"storage": {"pools": {"images": {"use": {"outcome": "hangs", "errno": "not done after 10 s"}}}}}
+    taken = snapshot.take(host(merged(TUNED, slow)))
+    assert taken.blind == {"storage": "the folder of images does not answer"}
+    assert not [name for name in taken.items if name.startswith("pool:")]
+
+
 def test_without_root_most_of_it_is_not_known() -> None:
     assert "collected as user 1000" in snapshot.take(host({"system": {"uid": 1000}})).blind["system"]
 
