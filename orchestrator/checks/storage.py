@@ -318,7 +318,8 @@ def label(case: Case) -> Finding:
     requires=("storage.active", "storage.usable"),
     proves="Disks with cache=none or io=native work in each pool of files; live migration wants them.",
     how="The file that is made in the folder to try it is opened once more with O_DIRECT.",
-    todo="Put disks on another file system: tmpfs and some others cannot. Or give the guests cache=writeback.",
+    todo="Put disks on another file system: tmpfs before Linux 6.6 and some others cannot. Or give the guests "
+    "cache=writeback.",
 )
 def direct(case: Case) -> Finding:
     if silent := _told(case):

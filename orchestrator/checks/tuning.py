@@ -278,8 +278,8 @@ def tuned(case: Case) -> Finding:
     proves="Devices can be handed to guests: the kernel uses an IOMMU and has put the devices into groups.",
     how="/sys/class/iommu and /sys/kernel/iommu_groups decide, whatever the arguments are; those are the business "
     "of kernel.cmdline.",
-    todo="Enable VT-d, AMD-Vi or SMMU in the firmware. On Intel the kernel needs intel_iommu=on, which provision hands "
-    "over and a reboot makes live.",
+    todo="Enable VT-d, AMD-Vi or SMMU in the firmware. On Intel most kernels need intel_iommu=on, which provision "
+    "hands over and a reboot makes live.",
 )
 def iommu(case: Case) -> Finding:
     wish, tuning = _both(case)
