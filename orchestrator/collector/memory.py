@@ -61,21 +61,16 @@ def nodes(folder: str = NODES) -> Dict[str, Any]:
 
 def errors(folder: str = CONTROLLERS) -> Dict[str, Any]:
     """What the memory controllers counted since the boot. None of them without ECC or without a driver."""
-    controllers = [mc for mc in glob.glob(folder + "/mc[0-9]*") if files.text(mc + "/ue_count").strip().isdigit()]
+    controllers = [mc for mc in glob.glob(folder + "/mc[0-9]*") if files.number(mc + "/ue_count") is not None]
     modules = [path for mc in controllers for path in glob.glob(mc + "/dimm[0-9]*") + glob.glob(mc + "/rank[0-9]*")]
     return {
         "controllers": len(controllers),
-        "corrected": sum(number(mc + "/ce_count") for mc in controllers),
-        "uncorrected": sum(number(mc + "/ue_count") for mc in controllers),
-        "failing": sorted(label(path) for path in modules if number(path + "/dimm_ue_count")),
+        "corrected": sum(files.number(mc + "/ce_count") or 0 for mc in controllers),
+        "uncorrected": sum(files.number(mc + "/ue_count") or 0 for mc in controllers),
+        "failing": sorted(label(path) for path in modules if files.number(path + "/dimm_ue_count")),
     }
 
 
 def label(path: str) -> str:
     """What is printed on the board beside it, or the kernel's own name."""
     return files.text(path + "/dimm_label").strip() or "/".join(path.split("/")[-2:])
-
-
-def number(path: str) -> int:
-    text = files.text(path).strip()
-    return int(text) if text.isdigit() else 0

@@ -29,7 +29,7 @@ def look(contract: Contract) -> Dict[str, Any]:
         "hugepages": hugepages(wishes.get("hugepages")),
         "thp": {key: selected(files.text(MM + "/transparent_hugepage/" + key)) for key in ("enabled", "defrag")},
         "ksm_run": files.text(MM + "/ksm/run").strip() if "ksm" in wishes else "",
-        "ksm_sharing": number(MM + "/ksm/pages_sharing"),
+        "ksm_sharing": files.number(MM + "/ksm/pages_sharing") or 0,
         "sysctls": sysctls(contract.names("tuning.sysctls")),
         "governors": governors() if "governor" in wishes else {},
         "tuned_profile": files.text("/etc/tuned/active_profile").strip(),
@@ -58,11 +58,10 @@ def hugepages(wishes: Any) -> Dict[str, Any]:
         folder = "{}/hugepages/hugepages-{:d}kB/".format(parent, kib)
         if os.path.isdir(folder):
             name = "{}@{:d}".format(size, node) if isinstance(node, int) else str(size)
-            found[name] = {
-                "pages": number(folder + "nr_hugepages") - number(folder + "surplus_hugepages"),
-                "free": number(folder + "free_hugepages"),
-                "mounted": mounts.get(kib, ""),
-            }
+            pages, surplus, free = (
+                files.number(folder + kind + "_hugepages") or 0 for kind in ("nr", "surplus", "free")
+            )
+            found[name] = {"pages": pages - surplus, "free": free, "mounted": mounts.get(kib, "")}
     return found
 
 
@@ -87,11 +86,6 @@ def selected(text: str) -> str:
     """The word in brackets of "always [madvise] never"."""
     found = re.search(r"\[([\w+-]+)\]", text)
     return found.group(1) if found else ""
-
-
-def number(path: str) -> int:
-    text = files.text(path).strip()
-    return int(text) if text.isdigit() else 0
 
 
 def sysctls(names: List[str]) -> Dict[str, Any]:
