@@ -21,6 +21,8 @@ from orchestrator.model import Contract, Evidence, FleetFinding, Status
 __all__ = ["CHECKS", "FleetCheck", "Member"]
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Routed = tuple[str, str, Network]
+"""Host, its network, and a subnet of that."""
 
 REACHABLE_FROM_OUTSIDE = ("route", "open")
 FEW = 12
@@ -275,17 +277,23 @@ def libvirt(members: Sequence[Member]) -> FleetFinding:
 )
 def subnets(members: Sequence[Member]) -> FleetFinding:
     routed = [(member.name, name, subnet) for member in members for name, subnet in _routed(member)]
-    clashes = [
-        (one, other)
-        for one, other in itertools.combinations(routed, 2)
-        if one[0] != other[0] and one[2].version == other[2].version and one[2].overlaps(other[2])
-    ]
+    clashes = list(_clashes(sorted(routed, key=lambda one: (one[2].version, one[2]))))
     if clashes:
         told = "; ".join(f"{a[0]}'s {a[1]} ({a[2]}) and {b[0]}'s {b[1]} ({b[2]})" for a, b in clashes[:FEW])
         more = f" and {len(clashes) - FEW} more" if len(clashes) > FEW else ""
         hosts = [(one[0], other[0]) for one, other in clashes]
         return _twice(hosts, f"routed subnets overlap: {told}{more}", "no overlap", "Give each host its own subnet.")
     return _passed(f"{len(routed)} routed subnets, none of them twice")
+
+
+def _clashes(routed: Iterable[Routed]) -> Iterable[tuple[Routed, Routed]]:
+    """Subnets of other hosts in the largest one around them, which comes before them where they are sorted."""
+    around: Routed | None = None
+    for one in routed:
+        if around is None or around[2].version != one[2].version or not around[2].overlaps(one[2]):
+            around = one
+        elif around[0] != one[0]:
+            yield around, one
 
 
 def _routed(member: Member) -> Iterable[tuple[str, Network]]:

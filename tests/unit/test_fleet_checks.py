@@ -120,6 +120,17 @@ def test_an_instruction_that_hosts_of_other_processors_lack_is_one_on_aarch64_to
     assert "hv1 lacks sve" in finding("fleet.cpu", member("hv1", arm), member("hv2", sve)).summary
 
 
+def test_a_subnet_that_every_host_routes_is_told_once_a_host() -> None:
+    """Not with every other one: 5,000 hosts of one variable would be twelve million pairs."""
+    network = '<network><forward mode="route"/><ip address="10.1.{}.1" prefix="{}"/></network>'
+    same, inside = ({"networks": {"dmz": {"xml": network.format(*words)}}} for words in ((0, 16), (2, 24)))
+    hosts = [member(f"hv{number}", {}, same) for number in range(10, 29)]
+    found = finding("fleet.subnets", *hosts, member("hv29", {}, inside))
+    assert found.hosts == tuple(f"hv{number}" for number in range(10, 30))
+    assert found.summary.startswith("routed subnets overlap: hv10's dmz (10.1.0.0/16) and hv11's dmz (10.1.0.0/16); ")
+    assert found.summary.endswith(" and 7 more")
+
+
 def test_subnets_behind_nat_may_be_the_same_everywhere() -> None:
     nat = {"networks": {"dmz": {"xml": ROUTED.format(1, 1).replace("route", "nat")}}}
     assert finding("fleet.subnets", member("hv1", {}, nat), member("hv2", {}, nat)).status == "pass"
