@@ -11,6 +11,7 @@ from orchestrator.model import Finding, Runner
 
 NEARLY = 0.8
 ROOM = 16  # descriptors: a daemon opens some ten more while it starts a guest
+HOLDERS = ("virtlogd", "virtlockd")  # of what guests need: a restart takes it from them
 CONTAINER = "the kernel's limits are those of the machine below"
 READ = "Look at /proc/sys on the host."
 
@@ -46,8 +47,9 @@ def _settled(scarce: list[str], *, fix: str, good: str) -> Finding:
     "files is near.",
     how="/proc/PID/fd against /proc/PID/limits for every libvirt daemon and QEMU; /proc/sys/fs/file-nr. A daemon that "
     f"cannot open {ROOM} more is a failure: it starts no guest.",
-    todo="A daemon: LimitNOFILE= of its unit, then restart it; guests go on. A guest: max_files in qemu.conf, then "
-    "start it again. The kernel: sysctl fs.file-max.",
+    todo="A daemon: LimitNOFILE= of its unit, then restart it; guests go on. But virtlogd and virtlockd are never "
+    "restarted under guests: `prlimit --pid PID --nofile=524288`. A guest: max_files in qemu.conf, then start it "
+    "again. The kernel: sysctl fs.file-max.",
 )
 def files(case: Case) -> Finding:
     runners, limits = case.evidence.processes, case.evidence.limits
@@ -60,7 +62,8 @@ def files(case: Case) -> Finding:
         scarce += _scarce([("the kernel", limits.files, limits.files_max)])
     for one in runners:
         if not one.guest and (_full(one.files, one.files_max) or _cramped(one)):
-            fix = f"Run `systemctl edit {shlex.quote(one.name)}`: LimitNOFILE=524288; then restart it, guests go on."
+            fix = f"Run `systemctl edit {shlex.quote(one.name)}`: LimitNOFILE=524288; then "
+            fix += f"`prlimit --pid {one.pid} --nofile=524288`." if one.name in HOLDERS else "restart it, guests go on."
             summary = f"{one.name} has {one.files} files open, of {one.files_max}"
             verdict = failed if _cramped(one) else warned
             return verdict(summary, expected=f"{ROOM} more", seen=f"{one.files} of {one.files_max}", fix=fix)
@@ -85,7 +88,7 @@ def pids(case: Case) -> Finding:
     refused = [runner for runner in runners if runner.tasks_refused]
     if refused:
         names = ", ".join(f"{runner.name} {runner.tasks_refused} times" for runner in refused[:5])
-        fix = "Raise TasksMax= of that unit: `systemctl set-property UNIT TasksMax=32768`; then restart it."
+        fix = "Raise TasksMax= of that unit: `systemctl set-property UNIT TasksMax=32768`. The count goes with it."
         return warned(f"could not start a thread: {names}", expected="never", seen=names, fix=fix)
     scarce = _scarce((runner.name, runner.tasks, runner.tasks_max) for runner in runners)
     if not case.evidence.system.container:

@@ -6,6 +6,7 @@ import re
 import shlex
 
 from orchestrator.checks.host import BECOME
+from orchestrator.checks.limits import HOLDERS
 from orchestrator.checks.registry import Case, check, failed, not_applicable, passed, undecided, warned
 from orchestrator.model import Disk, Finding, Runner
 
@@ -75,7 +76,7 @@ def libraries(case: Case) -> Finding:
     if not old:
         return passed(f"{len(runners)} daemons and guests")
     daemons = sorted({runner.name for runner in old if not runner.guest})
-    held = [name for name in daemons if name in ("virtlogd", "virtlockd")]
+    held = [name for name in daemons if name in HOLDERS]
     restart = [name for name in daemons if name not in held]
     guests = [runner.name for runner in old if runner.guest]
     who = ", ".join([*daemons, *guests][:6]) + (", ..." if len(daemons) + len(guests) > 6 else "")

@@ -186,7 +186,10 @@ def parse(text: str) -> Dict[str, str]:
 
 
 def stale(pids: Dict[str, int]) -> List[str]:
-    """Services whose configuration was written after their start: what they obey is not what the files say."""
+    """Services whose configuration was written after their start: what they obey is not what the files say.
+
+    Not virtlogd and virtlockd: they hold what guests need, so they are reloaded, of which their start tells nothing.
+    """
     booted = re.search(r"^btime (\d+)$", files.text("/proc/stat", 4 << 20), re.MULTILINE)
     if not booted:
         return []
@@ -196,7 +199,7 @@ def stale(pids: Dict[str, int]) -> List[str]:
         name = unit.rsplit(".", 1)[0]
         # the fields after the command's name, which may hold spaces; starttime is number 22 of all, proc(5)
         fields = files.text("/proc/{}/stat".format(pid)).rpartition(")")[2].split()
-        if unit.endswith(".service") and pid and len(fields) > 19:
+        if unit.endswith(".service") and not unit.startswith("virtlo") and pid and len(fields) > 19:
             started = int(booted.group(1)) + int(fields[19]) / float(tick)
             if any(written(path) > started + 1.5 for path in configuration(name)):  # btime has whole seconds
                 found.append(unit)

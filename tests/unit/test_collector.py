@@ -630,6 +630,18 @@ def test_only_the_settings_that_were_asked_for_leave_the_host(tmp_path: Path) ->
     assert libvirt.settings(wished, folder) == {"qemu.conf": {"user": '"libvirt-qemu"'}}
 
 
+def test_a_daemon_that_is_older_than_its_file_is_told_but_those_that_guests_depend_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """virtlogd is reloaded, which reads its file and leaves its start as it was; to restart it is never advised."""
+    monkeypatch.setattr(libvirt, "FOLDER", f"{tmp_path}/")
+    for name in ("libvirtd.conf", "virtlogd.conf"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() + 60,) * 2)
+    pids = dict.fromkeys(("libvirtd.service", "virtlogd.service", "virtqemud.service"), os.getpid())
+    assert libvirt.stale(pids) == ["libvirtd.service"]
+
+
 def test_domain_types_are_those_of_the_hosts_architecture() -> None:
     xml = """<capabilities><host><cpu><arch>x86_64</arch></cpu></host>
       <guest><arch name='i686'><domain type='xen'/></arch></guest>
