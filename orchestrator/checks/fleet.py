@@ -26,6 +26,7 @@ Routed = tuple[str, str, Network]
 
 REACHABLE_FROM_OUTSIDE = ("route", "open")
 FEW = 12
+MACHINE_ID = "machine id"
 
 # Extensions of x86-64 that guests see and libvirt's processor models are made of, in the words of /proc/cpuinfo, as far
 # as Linux 4.18 names them: what only newer kernels name would make two kernels look like two processors.
@@ -108,8 +109,9 @@ def names(hosts: Sequence[str]) -> str:
     proves="No two names of the inventory lead to one machine, and no two machines were cloned with their identity. "
     "libvirt refuses to migrate between hosts whose UUID is one, and a DHCP server gives them one address.",
     how="The boot id, the machine id (a digest of it) and the UUID that libvirt shows in its capabilities.",
-    todo="One machine under two names: take one out of the inventory. A clone: remove /etc/machine-id, run "
-    "`systemd-machine-id-setup` and boot; where the firmware's UUID is doubled, set host_uuid in libvirtd.conf.",
+    todo="One machine under two names: take one out of the inventory. A clone: remove /etc/machine-id, and "
+    "/var/lib/dbus/machine-id, from which it would come back, run `systemd-machine-id-setup` and boot; where the "
+    "firmware's UUID is doubled, set host_uuid in libvirtd.conf or virtqemud.conf, and restart the daemon.",
 )
 def identity(members: Sequence[Member]) -> FleetFinding:
     same = _shared(_owners(members, _boot))
@@ -120,7 +122,9 @@ def identity(members: Sequence[Member]) -> FleetFinding:
     cloned = _shared(_owners(members, _identities))
     if cloned:
         told = "; ".join(f"{names(hosts)} share the {' and the '.join(_kinds(what))}" for hosts, what in cloned.items())
-        fix = "On all but one: `rm /etc/machine-id && systemd-machine-id-setup`, then boot; see `kvmfleet explain`."
+        fix = "On all but one: `rm -f /etc/machine-id /var/lib/dbus/machine-id; systemd-machine-id-setup`, then boot."
+        if not any(MACHINE_ID in _kinds(what) for what in cloned.values()):
+            fix = "On all but one: set host_uuid in libvirtd.conf or virtqemud.conf (`uuidgen`), restart the daemon."
         return _twice(cloned, told, "an identity a host", fix)
     return _passed(f"{len(members)} hosts are {len(members)} machines")
 
@@ -132,7 +136,7 @@ def _boot(member: Member) -> tuple[str, ...]:
 
 
 def _identities(member: Member) -> Iterable[str]:
-    known = {"machine id": member.evidence.identity.machine, "UUID of libvirt": member.evidence.libvirt.host_uuid}
+    known = {MACHINE_ID: member.evidence.identity.machine, "UUID of libvirt": member.evidence.libvirt.host_uuid}
     return (f"{kind}\0{value}" for kind, value in known.items() if value)
 
 

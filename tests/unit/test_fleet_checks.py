@@ -120,6 +120,16 @@ def test_an_instruction_that_hosts_of_other_processors_lack_is_one_on_aarch64_to
     assert "hv1 lacks sve" in finding("fleet.cpu", member("hv1", arm), member("hv2", sve)).summary
 
 
+def test_what_hosts_share_decides_what_is_to_be_done() -> None:
+    def fix(twin: Any) -> str:
+        return finding("fleet.identity", member("hv1", twin), member("hv2", twin)).fix
+
+    uuid = {"libvirt": {"host_uuid": "u"}}
+    assert "machine-id" in fix({"identity": {"machine": "m"}} | uuid)
+    assert "host_uuid" in fix(uuid)
+    assert "machine-id" not in fix(uuid)
+
+
 def test_a_subnet_that_every_host_routes_is_told_once_a_host() -> None:
     """Not with every other one: 5,000 hosts of one variable would be twelve million pairs."""
     network = '<network><forward mode="route"/><ip address="10.1.{}.1" prefix="{}"/></network>'
