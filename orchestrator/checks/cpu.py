@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 
 from orchestrator.checks.registry import Case, check, failed, not_applicable, numbers, passed, undecided, warned
@@ -63,7 +64,7 @@ def conflicts(case: Case) -> Finding:
         return passed("no other hypervisor is there")
     loaded = [name for name in others if name not in BELOW]
     where = f"on the machine below, whose kernel this {case.evidence.system.container} shares"
-    fix = f"Stop its guests and run `modprobe -r {' '.join(loaded)}`" if loaded else "Boot Linux without it"
+    fix = f"Stop its guests and run `modprobe -r {shlex.join(loaded)}`" if loaded else "Boot Linux without it"
     fix += f", {where}." if case.evidence.system.container else "."
     if busy or (len(loaded) < len(others) and not case.kvm_runs):
         return failed(f"the processor belongs to {names}", expected="KVM alone", seen=names, fix=fix)

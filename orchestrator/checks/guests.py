@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from shlex import quote
+
 from orchestrator.checks.contract import PROVISION
 from orchestrator.checks.registry import Case, check, differences, failed, not_applicable, passed, warned
 from orchestrator.model import Finding
@@ -43,6 +45,7 @@ def policy(case: Case) -> Finding:
 )
 def service(case: Case) -> Finding:
     wish, found = case.wishes.guests, case.evidence.guests.unit
+    unit = quote(wish.unit)
     if not wish.unit:
         return not_applicable(NO_POLICY)
     if not case.evidence.libvirt.units:
@@ -52,12 +55,12 @@ def service(case: Case) -> Finding:
     if now and later:
         return passed(f"{wish.unit} is active, and enabled for the next boot")
     if found.load == "masked":
-        seen, fix = "masked", f"Run `systemctl unmask {wish.unit} && systemctl enable --now {wish.unit}`."
+        seen, fix = "masked", f"Run `systemctl unmask {unit} && systemctl enable --now {unit}`."
     elif not found.load:
         seen, fix = "no such unit", PROVISION
     else:
         seen = f"{found.active} now, {found.enabled} for the next boot"
-        fix = f"Run `systemctl enable --now {wish.unit}`: guests that run do not notice."
+        fix = f"Run `systemctl enable --now {unit}`: guests that run do not notice."
     return failed(f"{wish.unit}: {seen}", expected="active, enabled", seen=seen, fix=fix)
 
 
@@ -77,7 +80,7 @@ def autostart(case: Case) -> Finding:
     off = [name for name in wanted if name in found.defined and name not in found.autostart]
     absent = [name for name in wanted if name not in found.defined]
     if off:
-        fix = f"Run `{' && '.join(f'virsh autostart {name}' for name in off)}`."
+        fix = f"Run `{' && '.join(f'virsh autostart {quote(name)}' for name in off)}`."
         return failed(f"would not start: {', '.join(off)}", expected="autostart", seen="no autostart", fix=fix)
     if absent:
         names = ", ".join(absent)

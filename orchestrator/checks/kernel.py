@@ -115,19 +115,20 @@ def options(case: Case) -> Finding:
         if kernel.modules[name].state != "builtin"
         for text in differences(wish, kernel.configured_options.get(name, {}))
     ]
-    live = [
-        f"{name}: {text}"
+    live = {
+        name: texts
         for name, wish in known.items()
         if (params := kernel.modules[name].params)
-        for text in differences({key: value for key, value in wish.items() if key in params}, params)
-    ]
+        and (texts := differences({key: value for key, value in wish.items() if key in params}, params))
+    }
     if later and kernel.can_load:
         return failed(
             f"not configured for the next boot: {'; '.join(later)}", expected="as in the contract", fix=PROVISION
         )
     if live:
-        fix = _how_to_settle(case, sorted({text.split(":")[0] for text in live}))
-        return warned(f"configured, not active: {'; '.join(live)}", expected="as in the contract", fix=fix)
+        words = "; ".join(f"{name}: {text}" for name, texts in live.items() for text in texts)
+        fix = _how_to_settle(case, sorted(live))
+        return warned(f"configured, not active: {words}", expected="as in the contract", fix=fix)
     if not known:
         return not_applicable("no options are asked for" if not wishes else "none of the modules is in this kernel")
     return passed(f"options of {', '.join(known)} are active and configured")

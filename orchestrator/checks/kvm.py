@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from shlex import quote
+
 from orchestrator.checks.registry import Case, check, failed, not_applicable, passed, undecided, warned
 from orchestrator.model import Finding
 
@@ -222,7 +224,8 @@ def open_as(case: Case) -> Finding:
             fix="Run `kvmfleet provision` for this host.",
         )
     if found.errno:
-        fix = f"Run `usermod -aG {case.evidence.kvm.node.group} {found.user}`, then restart the libvirt daemon."
+        names = f"{quote(case.evidence.kvm.node.group)} {quote(found.user)}"
+        fix = f"Run `usermod -aG {names}`, then restart the libvirt daemon."
         return failed(f"{found.user} cannot open /dev/kvm: {found.errno}", expected="opens", seen=found.errno, fix=fix)
     return passed(f"{found.user} opens /dev/kvm")
 

@@ -111,7 +111,7 @@ def _how_to_listen(case: Case, names: list[str], deaf: list[str]) -> str:
     services = [re.sub(r"(-ro|-admin)?\.socket$", ".service", name) for name in deaf if not name.startswith("virtlo")]
     busy = [service for service in dict.fromkeys(services) if units.get(service, Unit()).active == "active"]
     steps = {"unmask": masked, "stop": busy, "enable --now": names}
-    commands = " && ".join(f"systemctl {verb} {' '.join(which)}" for verb, which in steps.items() if which)
+    commands = " && ".join(f"systemctl {verb} {' '.join(map(quote, which))}" for verb, which in steps.items() if which)
     return f"Run `{commands}`." + (" Guests keep running." if busy else "")
 
 
@@ -283,10 +283,8 @@ def settings(case: Case) -> Finding:
     if wrong:
         return failed("; ".join(wrong), expected="as in the contract", fix=PROVISION)
     if found.stale:
-        names = " ".join(found.stale)
-        return warned(
-            f"older than its configuration: {names}", expected="restarted", fix=f"Run `systemctl restart {names}`."
-        )
+        fix = f"Run `systemctl restart {' '.join(map(quote, found.stale))}`."
+        return warned(f"older than its configuration: {' '.join(found.stale)}", expected="restarted", fix=fix)
     return passed(f"{sum(map(len, wanted.values()))} settings are written, and the daemons have read them")
 
 
@@ -307,7 +305,7 @@ def users(case: Case) -> Finding:
     missing = [user for user in wish.users if user not in case.evidence.members.get(wish.group, ())]
     if missing:
         names = ", ".join(missing)
-        fix = " && ".join(f"usermod -aG {wish.group} {user}" for user in missing)
+        fix = " && ".join(f"usermod -aG {quote(wish.group)} {quote(user)}" for user in missing)
         return failed(
             f"not in the group {wish.group}: {names}", expected="members", seen=f"without {names}", fix=f"Run `{fix}`."
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from shlex import quote
+
 from orchestrator.checks.registry import Case, check, failed, not_applicable, passed
 from orchestrator.model import Finding, Pool, PoolWish
 
@@ -29,7 +31,7 @@ def reach(case: Case) -> Finding:
     found = case.evidence.storage.pools
     problems = {name: text for name, wish in wishes.items() if (text := _problem(wish, found.get(name, Pool())))}
     if problems:
-        missing = [_source(wishes[name]) or f"what `findmnt -T {wishes[name].path}` shows" for name in problems]
+        missing = [_source(wishes[name]) or f"what `findmnt -T {quote(wishes[name].path)}` shows" for name in problems]
         return failed(
             "; ".join(f"{name}: {text}" for name, text in problems.items()),
             expected="an answer",

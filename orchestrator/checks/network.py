@@ -53,10 +53,10 @@ def active(case: Case) -> Finding:
             continue
         if seen.active != wish.active:
             problems.append(f"{name} {'runs' if seen.active else 'does not run'}")
-            commands.append(f"virsh net-{'start' if wish.active else 'destroy'} {name}")
+            commands.append(f"virsh net-{'start' if wish.active else 'destroy'} {quote(name)}")
         if seen.autostart != wish.autostart:
             problems.append(f"{name} {'starts' if seen.autostart else 'does not start'} with the host")
-            commands.append(f"virsh net-autostart {name}" + ("" if wish.autostart else " --disable"))
+            commands.append(f"virsh net-autostart {quote(name)}" + ("" if wish.autostart else " --disable"))
     if problems:
         fix = f"Run `{' && '.join(commands)}`." if commands else PROVISION
         return failed("; ".join(problems), expected="as in the contract", seen="; ".join(problems), fix=fix)

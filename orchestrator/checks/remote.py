@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from datetime import UTC, datetime
+from shlex import quote
 
 from orchestrator.checks.contract import PROVISION
 from orchestrator.checks.registry import (
@@ -150,7 +151,7 @@ def reach(case: Case) -> Finding:
         return warned(f"not reached over TLS: {problems}", expected="an answer", seen=problems, fix=fix)
     shown = {case.evidence.remote.certificates.get(one.certificate, Certificate()).sha256 for one in wish.certificates}
     if mine and mine.sha256 not in shown:
-        names = " ".join(name.replace("-tls.socket", "") for name in wish.sockets)
+        names = " ".join(quote(name.replace("-tls.socket", "")) for name in wish.sockets)
         fix = f"Run `virt-admin server-update-tls {names}`, or restart that service."
         return warned("the daemon uses an older certificate than the one in its file", fix=fix)
     return passed(f"libvirt answers over TLS; peers asked: {len(found) - bool(mine)} of {len(wish.peers)}")
@@ -178,7 +179,7 @@ def sasl(case: Case) -> Finding:
         return undecided("SASL was not looked at", fix="Run `kvmfleet validate` again; if it stays, look at the host.")
     exposed = _exposed(wish, found)
     if found.unread and not exposed:
-        again = f"Run `sasldblistusers2 -f {wish.database}` on the host."
+        again = f"Run `sasldblistusers2 -f {quote(wish.database)}` on the host."
         return undecided(f"the users in {wish.database} could not be listed: {found.unread}", fix=again)
     if problem := exposed or _declared(wish, found) or _daemon(wish, found):
         return failed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from shlex import quote
 
 from orchestrator.checks.contract import PROVISION
 from orchestrator.checks.registry import Case, check, failed, not_applicable, passed, undecided, warned
@@ -56,10 +57,10 @@ def active(case: Case) -> Finding:
             continue
         if pool.active != wish.active:
             problems.append(f"{name} is {'active' if pool.active else 'not active'}")
-            starts.append(f"virsh pool-{'start' if wish.active else 'destroy'} {name}")
+            starts.append(f"virsh pool-{'start' if wish.active else 'destroy'} {quote(name)}")
         if pool.autostart != wish.autostart:
             problems.append(f"{name} {'starts' if pool.autostart else 'does not start'} with the host")
-            starts.append(f"virsh pool-autostart {name}{'' if wish.autostart else ' --disable'}")
+            starts.append(f"virsh pool-autostart {quote(name)}{'' if wish.autostart else ' --disable'}")
     if not problems:
         return passed(f"{len(case.wishes.pools)} storage pools as declared, now and after a boot")
     fix = f"Run `{' && '.join(starts)}`; where that fails it says why." if starts else PROVISION
@@ -248,19 +249,18 @@ def inodes(case: Case) -> Finding:
 def usable(case: Case) -> Finding:
     if silent := _told(case):
         return silent
-    problems, tried = [], 0
-    for name, wish in case.wishes.pools.items():
-        pool = _pools(case)[name]
-        if not wish.active:
-            continue
-        tried += 1
-        if wish.files and pool.use.outcome != "works":
-            problems.append(f"{name}: {pool.use.user or 'QEMU'} {_words(pool)} ({pool.use.errno or 'not tried'})")
+    wished = {name: wish for name, wish in case.wishes.pools.items() if wish.active}
+    problems = {
+        name: f"{pool.use.user or 'QEMU'} {_words(pool)} ({pool.use.errno or 'not tried'})"
+        for name, pool in _pools(case).items()
+        if name in wished and wished[name].files and pool.use.outcome != "works"
+    }
     if problems:
-        paths = " ".join(case.wishes.pools[text.split(":")[0]].path for text in problems)
+        paths = " ".join(quote(wished[name].path) for name in problems)
         fix = f"Run `namei -l {paths}` and let that user through, or provision with another owner or mode."
-        return failed("; ".join(problems), expected="a file written and read", seen="not possible", fix=fix)
-    return passed(f"{tried} storage pools can be used")
+        told = "; ".join(f"{name}: {text}" for name, text in problems.items())
+        return failed(told, expected="a file written and read", seen="not possible", fix=fix)
+    return passed(f"{len(wished)} storage pools can be used")
 
 
 STEPS = {

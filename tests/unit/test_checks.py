@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -10,6 +13,8 @@ from evidence import FOLDER, Case, host, judged
 
 from orchestrator.checks.catalogue import catalogue, explain, markdown, topics
 from orchestrator.checks.kvm import CHECKS as KVM
+from orchestrator.checks.registry import Case as Looked
+from orchestrator.judge import read_contract
 
 CASES = sorted(FOLDER.glob("*/*.json"))
 DOCS = FOLDER.parents[1] / "docs" / "checks.md"
@@ -75,6 +80,91 @@ def test_no_number_of_a_hostile_host_stops_the_judge(count: int, moment: float) 
     }
     for profile in ("lab", "production", "multi-tenant"):
         assert judged(host(evidence, {"profile": profile}), profile).verdict
+
+
+EVIL = "x:1;reboot"
+OFF = {"load": "loaded", "active": "inactive", "enabled": "disabled"}
+NAMED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "units": (
+        {
+            "libvirt": {"units": {f"{EVIL}.socket": OFF}, "stale": [f"{EVIL}.service"]},
+            "guests": {"unit": OFF, "defined": [EVIL]},
+            "upkeep": {"failed_units": [EVIL]},
+        },
+        {
+            "libvirt": {"sockets": [f"{EVIL}.socket"]},
+            "guests": {"unit": f"{EVIL}.service", "autostart": [EVIL]},
+        },
+    ),
+    "masked units": (
+        {
+            "libvirt": {"units": {f"{EVIL}.socket": OFF | {"load": "masked"}}},
+            "guests": {"unit": OFF | {"load": "masked"}},
+        },
+        {"libvirt": {"sockets": [f"{EVIL}.socket"]}, "guests": {"unit": f"{EVIL}.service"}},
+    ),
+    "users": (
+        {
+            "members": {EVIL: [EVIL]},
+            "kvm": {"node": {"group": EVIL}, "open_as": {"user": EVIL, "errno": "EACCES", "tried": True}},
+            "security": {"sockets": {f"/run/libvirt/{EVIL}": {"exists": True, "mode": 438, "owner": EVIL}}},
+        },
+        {"libvirt": {"users": [f"other {EVIL}"], "group": EVIL}},
+    ),
+    "networks and pools": (
+        {
+            "network": {"networks": {EVIL: {"configured": "x"}}, "bridges": {}},
+            "storage": {"pools": {EVIL: {"defined": True, "use": {"outcome": "broken"}}}},
+        },
+        {
+            "networks": {EVIL: {"xml": "x"}},
+            "bridges": {EVIL: [EVIL]},
+            "pools": {EVIL: {"type": "dir", "path": f"/srv/{EVIL}", "files": True}},
+        },
+    ),
+    "pools that run": (
+        {
+            "security": {"selinux": "enforcing"},
+            "storage": {
+                "pools": {
+                    EVIL: {"defined": True, "active": True, "autostart": True, "inodes": 0, "use": {"outcome": "hangs"}}
+                }
+            },
+        },
+        {"pools": {EVIL: {"type": "dir", "path": f"/srv/{EVIL}", "files": True}}},
+    ),
+    "modules and processes": (
+        {
+            "kernel": {
+                "hypervisors": [EVIL],
+                "modules": {EVIL: {"state": "loaded", "params": {"a": "0"}}},
+                "configured_options": {EVIL: {"a": "1"}},
+            },
+            "daemons": {"daemons": {EVIL: 1}, "replaced": [EVIL], "installed": "1", "journal": ["a fault"]},
+            "processes": [{"pid": 1, "name": EVIL, "files": 9, "files_max": 9, "replaced": ["libx.so"]}],
+            "iommu": {"handed_out": {"1": [f"{EVIL} nvme"]}},
+        },
+        {"modules": {EVIL: {"options": {"a": "1"}}}, "remote": {"sockets": [f"{EVIL}-tls.socket"]}},
+    ),
+}
+
+
+@pytest.mark.parametrize("names", NAMED)
+def test_no_name_of_a_hostile_host_is_a_command_in_what_is_advised(names: str) -> None:
+    evidence = host(*NAMED[names])
+    case = Looked(evidence, read_contract(evidence), "production")
+    advised = [(check.id, command) for check in catalogue() for command in _commands(check.finding(case).fix)]
+    assert any("reboot" in command for _, command in advised)
+    assert [found for found in advised if _parts(found[1]) & {"reboot", "reboot.socket", "reboot.service"}] == []
+
+
+def _commands(advice: str) -> list[str]:
+    return re.findall("`([^`]*)`", advice)
+
+
+def _parts(command: str) -> set[str]:
+    """As a shell cuts it."""
+    return set(shlex.shlex(command, posix=True, punctuation_chars=True))
 
 
 @pytest.mark.parametrize("topic", topics(), ids=lambda topic: topic.id)
