@@ -606,7 +606,7 @@ def test_what_a_listener_raises_ends_the_run_and_reaches_the_caller(honest: Sshd
 
     with pytest.raises(StoreError, match="the disk is full"):
         ask_each([honest.host(f"hv{i}") for i in range(8)], QUESTION, AnsibleOptions(forks=1), on_answer=full)
-    assert told == ["hv0"]
+    assert len(told) == 1  # whichever was first: a host that is slow lends its turn
 
 
 def test_answers_are_dropped_once_they_were_told(honest: Sshd) -> None:
