@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+import logging
+from collections.abc import Iterable, Mapping, Sequence, Set
 from types import MappingProxyType
 
 import msgspec
@@ -10,7 +11,7 @@ import msgspec
 from orchestrator.checks import fleet
 from orchestrator.checks.catalogue import catalogue
 from orchestrator.checks.contract import read
-from orchestrator.checks.registry import Case, Check
+from orchestrator.checks.registry import Case, Check, Topic
 from orchestrator.model import (
     Collected,
     Contract,
@@ -23,8 +24,13 @@ from orchestrator.model import (
     Verdict,
     Waiver,
 )
+from orchestrator.text import printable
 
 __all__ = ["judge", "judge_fleet", "read_contract", "silence"]
+
+log = logging.getLogger(__name__)
+
+REPORT = "This is a fault of kvmfleet: report it, with what --save-evidence wrote."
 
 
 def read_contract(evidence: Evidence) -> Contract | None:
@@ -74,12 +80,26 @@ def _explained(check: Check, case: Case, blame: Mapping[str, str], *, powerless:
     blocker = next((blame[name] for name in check.requires if name in blame), "")
     if blocker:
         return Finding(check.id, "skip", f"not looked at, because of {blocker}", cause=blocker)
-    finding = check.finding(case)
+    finding = _found(check, case)
     culprits = (blame[name] for name in check.explained_by if name in blame)
     culprit = next((name for name in culprits if name not in powerless), "")
     if culprit and finding.status in ("fail", "warn"):
         return msgspec.structs.replace(finding, status="skip", cause=culprit)
     return finding
+
+
+def _found(check: Check, case: Case) -> Finding:
+    """What the check finds. An answer that it was not made for costs this finding, and no other check or host."""
+    try:
+        return check.finding(case)
+    except Exception as e:
+        return Finding(check.id, "error", _upset(check, e), fix=REPORT)
+
+
+def _upset(check: Topic, error: Exception) -> str:
+    """What is said of a check that cannot cope with what a host answered, whatever it was."""
+    log.debug("%s", check.id, exc_info=error)
+    return f"the check itself failed: {type(error).__name__}: {printable(str(error))}"
 
 
 def _waived(finding: Finding, waiver: Waiver) -> Finding:
@@ -118,7 +138,14 @@ def judge_fleet(results: Iterable[HostResult]) -> tuple[FleetFinding, ...]:
     """What the hosts that gave evidence are together; nothing where there is only one."""
     answers = [(result.host, result.collected.evidence, result.contract) for result in results]
     members = [fleet.Member(host, evidence, contract) for host, evidence, contract in answers if evidence]
-    return tuple(check.finding(members) for check in fleet.CHECKS) if len(members) > 1 else ()
+    return tuple(_found_among(members, check) for check in fleet.CHECKS) if len(members) > 1 else ()
+
+
+def _found_among(members: Sequence[fleet.Member], check: fleet.FleetCheck) -> FleetFinding:
+    try:
+        return check.finding(members)
+    except Exception as e:
+        return FleetFinding(check.id, "error", _upset(check, e), fix=REPORT)
 
 
 def silence(collected: Collected) -> Judgement:

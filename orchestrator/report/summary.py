@@ -21,10 +21,9 @@ def counts(results: Sequence[HostResult]) -> Mapping[Verdict, int]:
 
 def exit_code(results: Sequence[HostResult], fleet: Sequence[Finding] = (), *, strict: bool = False) -> int:
     """0 all good, 2 a check failed, 1 a host could not be judged (wins over 2). `strict`: warnings are failures."""
-    seen = counts(results)
-    if not results or seen["unreachable"] or seen["unknown"]:
+    seen, together = counts(results), {finding.status for finding in fleet}
+    if not results or seen["unreachable"] or seen["unknown"] or "error" in together:
         return 1
-    together = {finding.status for finding in fleet}
     if seen["failed"] or "fail" in together or (strict and (seen["degraded"] or "warn" in together)):
         return 2
     return 0

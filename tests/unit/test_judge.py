@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from evidence import host, judged
+from learned import result
 
+from orchestrator import judge as judge_module
+from orchestrator.checks import fleet
+from orchestrator.checks.catalogue import catalogue
+from orchestrator.checks.registry import Case
 from orchestrator.judge import read_contract, silence
-from orchestrator.model import Collected, ContractSlot, Evidence, Finding, Judgement
+from orchestrator.model import Collected, ContractSlot, Evidence, Finding, FleetFinding, Judgement
+from orchestrator.report.summary import exit_code
 
 NO_KVM: dict[str, Any] = {
     "registered": True,
@@ -220,3 +228,31 @@ def test_a_broken_contract_reads_as_none_and_never_raises() -> None:
     for text in ("", "{", "[]", "[" * 100000, '{"schema": 1, "modules": 7}', "\ud800"):
         evidence = Evidence(schema=1, collected_at_s=0.0, duration_ms=0.0, contract=ContractSlot(text=text))
         assert read_contract(evidence) is None
+
+
+def test_a_check_that_an_answer_upsets_costs_no_other_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look(case: Case) -> Finding:
+        raise KeyError(case.evidence.system.hostname)
+
+    upset, *others = catalogue()
+    checks = (msgspec.structs.replace(upset, look=look), *others)
+    monkeypatch.setattr(judge_module, "catalogue", lambda: checks)
+    evidence = host()
+    judgement = judge_module.judge(evidence, read_contract(evidence), "production")
+    assert judgement.cause == judgement.findings[0]
+    assert (judgement.verdict, judgement.findings[0].status) == ("unknown", "error")
+    assert judgement.findings[0].summary.startswith("the check itself failed: KeyError: ")
+    assert {finding.status for finding in judgement.findings[1:]} <= {"pass", "skip"}
+
+
+def test_a_check_of_the_fleet_that_an_answer_upsets_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look(members: Sequence[fleet.Member]) -> FleetFinding:
+        raise KeyError(members[0].name)
+
+    upset, *others = fleet.CHECKS
+    monkeypatch.setattr(fleet, "CHECKS", (msgspec.structs.replace(upset, look=look), *others))
+    results = [result("hv1"), result("hv2")]
+    found = judge_module.judge_fleet(results)
+    assert (found[0].check, found[0].status) == (upset.id, "error")
+    assert len(found) == len(others) + 1
+    assert exit_code(results, found) == 1
