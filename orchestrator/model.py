@@ -1,7 +1,7 @@
 """The typed documents that pass between modules.
 
-Evidence and Contract are decoded from what a host sent, so their strings and collections are bounded here and
-nowhere else. Everything is frozen: a document is parsed once at the edge and trusted afterwards.
+Evidence and Contract are decoded from what a host sent, so their strings, numbers and collections are bounded here
+and nowhere else. Everything is frozen: a document is parsed once at the edge and trusted afterwards.
 
 Units are in the names (`_s`, `_ms`, `_mib`). A file mode is an int as `stat` gives it, permission bits only.
 """
@@ -113,6 +113,7 @@ Short = Annotated[str, msgspec.Meta(max_length=256)]
 Names = Annotated[tuple[Short, ...], msgspec.Meta(max_length=2048)]
 Document = Annotated[str, msgspec.Meta(max_length=65536)]
 Table = Annotated[dict[Short, Text], msgspec.Meta(max_length=2048)]
+Number = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Count = Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)]
 
 Profile = Literal["lab", "production", "multi-tenant"]
@@ -145,7 +146,7 @@ class System(msgspec.Struct, frozen=True):
     boot_id: Short = ""
     container: Short = ""  # as `systemd-detect-virt --container` names it, "" on a machine
     virtual: Short = ""  # as `systemd-detect-virt --vm` names it, "" on bare metal
-    uid: int = -1  # effective user of the collector; 0 or most answers are missing
+    uid: Number = -1  # effective user of the collector; 0 or most answers are missing
     python: Short = ""
 
 
@@ -171,10 +172,10 @@ class Cpu(msgspec.Struct, frozen=True):
 
     vendor: Short = ""
     model: Short = ""
-    threads: int = 0
+    threads: Number = 0
     flags: Names = ()  # of any processor, only those that virtualization and the baselines are about
     kinds: Annotated[tuple[CpuKind, ...], msgspec.Meta(max_length=16)] = ()
-    kind_count: int = 0
+    kind_count: Number = 0
     hybrid: Table = {}  # core, atom, lowpower -> processors, where the kernel tells types of cores apart
     present: Text = ""
     online: Text = ""
@@ -189,7 +190,7 @@ class Module(msgspec.Struct, frozen=True):
     state: Literal["loaded", "builtin", "absent"] = "absent"
     available: bool = False  # in modules.dep or modules.builtin of the running kernel
     params: Table = {}  # /sys/module/NAME/parameters
-    users: int = 0  # guests and open devices; a module that has one cannot be unloaded
+    users: Number = 0  # guests and open devices; a module that has one cannot be unloaded
 
 
 class NextBoot(msgspec.Struct, frozen=True):
@@ -221,9 +222,9 @@ class Node(msgspec.Struct, frozen=True):
 
     exists: bool = False
     character: bool = False
-    major: int = 0
-    minor: int = 0
-    mode: int = 0
+    major: Number = 0
+    minor: Number = 0
+    mode: Number = 0
     owner: Short = ""
     group: Short = ""
     errno: Short = ""  # of opening it read-write as the collector's user; "" when that worked
@@ -235,7 +236,7 @@ class Execution(msgspec.Struct, frozen=True):
     outcome: Literal["works", "broken", "skipped"] = "skipped"
     step: Short = ""  # the last step begun: open, version, create_vm, memory, create_vcpu, registers, run, compare
     errno: Short = ""
-    exit_reason: int | None = None  # of KVM_RUN, when it was not the expected one
+    exit_reason: Number | None = None  # of KVM_RUN, when it was not the expected one
     detail: Text = ""
     duration_ms: float = 0.0
 
@@ -245,8 +246,8 @@ class Speed(msgspec.Struct, frozen=True):
 
     outcome: Literal["hardware", "emulated", "unknown"] = "unknown"
     loop_ms: float = 0.0
-    iterations: int = 0
-    emulated_instructions: int | None = None  # insn_emulation of KVM_GET_STATS_FD, where the kernel has it
+    iterations: Number = 0
+    emulated_instructions: Number | None = None  # insn_emulation of KVM_GET_STATS_FD, where the kernel has it
     detail: Text = ""
 
 
@@ -264,11 +265,11 @@ class Kvm(msgspec.Struct, frozen=True):
 
     registered: bool = False  # kvm is in /proc/misc: it found a processor that it can use, wherever the node is
     node: Node = Node()
-    api_version: int | None = None
+    api_version: Number | None = None
     execution: Execution = Execution()
     speed: Speed = Speed()
     open_as: OpenAs = OpenAs()
-    capabilities: Annotated[dict[Short, int], msgspec.Meta(max_length=64)] = {}  # of KVM_CHECK_EXTENSION
+    capabilities: Annotated[dict[Short, Number], msgspec.Meta(max_length=64)] = {}  # of KVM_CHECK_EXTENSION
     users: Annotated[dict[Short, OpenAs], msgspec.Meta(max_length=32)] = {}  # of the contract
     sev: bool = False  # /dev/sev is a device
 
@@ -325,26 +326,26 @@ class NumaNode(msgspec.Struct, frozen=True):
     """Processors and the memory that is next to them."""
 
     cpus: Text = ""
-    memory_mib: int = 0
+    memory_mib: Number = 0
 
 
 class Memory(msgspec.Struct, frozen=True):
     """The host's memory. None is what the kernel does not tell."""
 
-    total_mib: int | None = None
-    available_mib: int | None = None
-    hugepages_mib: int = 0  # reserved, so not available
-    swap_mib: int | None = None
-    swap_free_mib: int | None = None
+    total_mib: Number | None = None
+    available_mib: Number | None = None
+    hugepages_mib: Number = 0  # reserved, so not available
+    swap_mib: Number | None = None
+    swap_free_mib: Number | None = None
     zswap: bool = False
     overcommit: Short = ""  # vm.overcommit_memory: 0 guessed, 1 always, 2 never beyond the limit
-    committed_mib: int | None = None
-    commit_limit_mib: int | None = None
+    committed_mib: Number | None = None
+    commit_limit_mib: Number | None = None
     stalled_percent: float | None = None  # of the last minute, in which every process waited for memory
-    failed_kib: int | None = None  # that the kernel took out of use
-    controllers: int = 0  # that count errors
-    corrected: int = 0  # errors since the boot
-    uncorrected: int = 0
+    failed_kib: Number | None = None  # that the kernel took out of use
+    controllers: Number = 0  # that count errors
+    corrected: Number = 0  # errors since the boot
+    uncorrected: Number = 0
     failing: Names = ()  # memory modules with uncorrected errors, as far as they have names
     nodes: Annotated[dict[Short, NumaNode], msgspec.Meta(max_length=256)] = {}
 
@@ -352,8 +353,8 @@ class Memory(msgspec.Struct, frozen=True):
 class Iommu(msgspec.Struct, frozen=True):
     """Whether devices can be handed to guests, and which are."""
 
-    units: int = 0
-    groups: int = 0
+    units: Number = 0
+    groups: Number = 0
     handed_out: Annotated[dict[Short, Names], msgspec.Meta(max_length=256)] = {}
     """Groups with a device for guests -> "ADDRESS DRIVER" of each device in it, without bridges."""
 
@@ -361,7 +362,7 @@ class Iommu(msgspec.Struct, frozen=True):
 class Daemons(msgspec.Struct, frozen=True):
     """libvirt's daemons as processes, once one of them was asked."""
 
-    daemons: Annotated[dict[Short, int], msgspec.Meta(max_length=64)] = {}  # those that run -> process
+    daemons: Annotated[dict[Short, Number], msgspec.Meta(max_length=64)] = {}  # those that run -> process
     replaced: Names | None = None  # those whose program or libraries are no longer there; None: not seen
     installed: Short = ""  # version of the program that would be started
     journal: Names | None = None  # errors of these processes; None: not read
@@ -389,10 +390,10 @@ class Volume(msgspec.Struct, frozen=True):
 class Space(msgspec.Struct, frozen=True):
     """A file system. Inodes are 0 where it makes them as it needs them, None where nobody looked."""
 
-    capacity_mib: int | None = None
-    available_mib: int | None = None
-    inodes: int | None = None
-    inodes_free: int | None = None
+    capacity_mib: Number | None = None
+    available_mib: Number | None = None
+    inodes: Number | None = None
+    inodes_free: Number | None = None
 
 
 class Pool(msgspec.Struct, frozen=True):
@@ -406,11 +407,11 @@ class Pool(msgspec.Struct, frozen=True):
     use: PoolUse = PoolUse()
     owner: Short = ""  # of its folder
     group: Short = ""
-    mode: int | None = None
-    capacity_mib: int | None = None  # of the file system where volumes are files, else what libvirt says
-    available_mib: int | None = None
-    inodes: int | None = None
-    inodes_free: int | None = None
+    mode: Number | None = None
+    capacity_mib: Number | None = None  # of the file system where volumes are files, else what libvirt says
+    available_mib: Number | None = None
+    inodes: Number | None = None
+    inodes_free: Number | None = None
     label: Short = ""  # of SELinux
     volume: Volume = Volume()
 
@@ -445,12 +446,12 @@ class RunningNetwork(msgspec.Struct, frozen=True):
 
     mode: Short = ""  # isolated, nat, route, open, bridge, private, vepa, passthrough, hostdev
     bridge: Short = ""
-    mtu: int = 0  # that was asked for
+    mtu: Number = 0  # that was asked for
     subnets: Names = ()  # address of the host and prefix
     dhcp: bool = False
     dns: bool = False
     overlaps: Annotated[tuple[Route, ...], msgspec.Meta(max_length=64)] = ()  # routes of others to its addresses
-    dnsmasq: int = 0  # its process, 0 for none
+    dnsmasq: Number = 0  # its process, 0 for none
     answers: Names = ()  # addresses on which that answers DNS
     leases: bool = False  # it waits for DHCP
     rules: Names | None = None  # of libvirt's that are in force: forward, masquerade; None: not looked at
@@ -459,7 +460,7 @@ class RunningNetwork(msgspec.Struct, frozen=True):
 class Link(msgspec.Struct, frozen=True):
     """A bridge, or what is at one."""
 
-    mtu: int = 0
+    mtu: Number = 0
     up: bool = False
     carrier: bool = False
     tap: bool = False  # of a guest
@@ -485,7 +486,7 @@ class FileState(msgspec.Struct, frozen=True):
 
     exists: bool = False
     sha256: Short = ""
-    mode: int = 0
+    mode: Number = 0
     owner: Short = ""
     group: Short = ""
 
@@ -493,10 +494,10 @@ class FileState(msgspec.Struct, frozen=True):
 class Process(msgspec.Struct, frozen=True):
     """A QEMU that runs, as the kernel sees it."""
 
-    pid: int
+    pid: Number
     name: Short = ""  # of the guest
     user: Short = ""
-    uid: int = -1
+    uid: Number = -1
     binary: Short = ""  # /proc/PID/exe, which tells when the file was removed or replaced
     label: Short = ""  # of SELinux or AppArmor, "" without either
     sandboxed: bool = False  # the kernel filters its system calls, and more of them than those of process 1
@@ -526,7 +527,7 @@ class Security(msgspec.Struct, frozen=True):
     sockets: Annotated[dict[Short, FileState], msgspec.Meta(max_length=64)] = {}  # through which guests can be changed
     asks: Table = {}  # daemon -> auth_unix_rw, "" where its file does not say
     polkit: bool = False
-    tcp: Annotated[tuple[int, ...], msgspec.Meta(max_length=64)] = ()  # ports of libvirt that others can reach
+    tcp: Annotated[tuple[Number, ...], msgspec.Meta(max_length=64)] = ()  # ports of libvirt that others can reach
     qemu_conf: Table | None = None  # what it says of confinement; None where it cannot be read
     firewall: Firewall = Firewall()
 
@@ -538,9 +539,9 @@ class Certificate(msgspec.Struct, frozen=True):
     sha256: Short = ""  # fingerprint
     subject: Text = ""
     names: Annotated[tuple[Text, ...], msgspec.Meta(max_length=256)] = ()  # that it is valid for
-    not_before_s: int = 0  # since the epoch
-    not_after_s: int = 0
-    key_mode: int = 0
+    not_before_s: Number = 0  # since the epoch
+    not_after_s: Number = 0
+    key_mode: Number = 0
     key_owner: Short = ""
     ca_sha256: Short = ""  # of the text of the CA's file, without white space around it
 
@@ -616,8 +617,8 @@ class Windows(msgspec.Struct, frozen=True):
 class Hugepages(msgspec.Struct, frozen=True):
     """Pages of one size, of one node or of all."""
 
-    pages: int = 0  # that stay reserved; surplus ones are not counted
-    free: int = 0
+    pages: Number = 0  # that stay reserved; surplus ones are not counted
+    free: Number = 0
     mounted: Short = ""  # where guests get them from
 
 
@@ -634,15 +635,15 @@ class Tuning(msgspec.Struct, frozen=True):
     hugepages: Annotated[dict[Short, Hugepages], msgspec.Meta(max_length=64)] = {}  # "2M", or "2M@0" of node 0
     thp: Table = {}  # enabled, defrag: what is selected
     ksm_run: Short = ""  # 0 off, 1 on, 2 off and nothing merged; "" where the contract has no word for it
-    ksm_sharing: int = 0  # pages that are merged
+    ksm_sharing: Number = 0  # pages that are merged
     sysctls: Annotated[dict[Short, Sysctl], msgspec.Meta(max_length=2048)] = {}
     governors: Table = {}  # governor -> the processors that have it; empty without frequency scaling
     tuned_profile: Short = ""  # that tuned was told to use
     units: Annotated[dict[Short, Unit], msgspec.Meta(max_length=64)] = {}  # ours, ksm and tuned
     unit_enabled: bool | None = None  # ours, that writes at boot; None where there is none
     at_boot: Table = {}  # file of /sys -> what our unit will write to it, {} when it is not enabled
-    iommus: int = 0
-    iommu_groups: int = 0
+    iommus: Number = 0
+    iommu_groups: Number = 0
     isolated: Short = ""
     nohz_full: Short = ""
 
@@ -653,7 +654,7 @@ class Identity(msgspec.Struct, frozen=True):
     machine: Short = ""  # digest of the machine id, "" where there is none
     host_keys: Annotated[tuple[Short, ...], msgspec.Meta(max_length=16)] = ()  # "ssh-ed25519 SHA256:..."
     flags: Annotated[tuple[Short, ...], msgspec.Meta(max_length=1024)] = ()  # all that /proc/cpuinfo names
-    memory_mib: int = 0  # that the machine has; 0 where the kernel does not tell it in blocks
+    memory_mib: Number = 0  # that the machine has; 0 where the kernel does not tell it in blocks
     interfaces: Annotated[dict[Short, Short], msgspec.Meta(max_length=256)] = {}  # with hardware -> address and driver
 
 
@@ -743,7 +744,7 @@ class Upkeep(msgspec.Struct, frozen=True):
 class Evidence(msgspec.Struct, frozen=True):
     """What one host said about itself in one collection. No opinions."""
 
-    schema: int
+    schema: Number
     collected_at_s: float  # seconds since the epoch, the host's clock
     duration_ms: float
     asked_at_s: float = 0.0  # the controller's clock, noted by the controller; 0 where it did not
@@ -790,7 +791,7 @@ class FileWish(msgspec.Struct, frozen=True):
     """What a managed file should be. An empty sha256 means that only its being there matters."""
 
     sha256: Short = ""
-    mode: int = 0o644
+    mode: Number = 0o644
     owner: Short = "root"
     group: Short = "root"
 
@@ -844,15 +845,15 @@ class PoolWish(msgspec.Struct, frozen=True):
     active: bool = True
     owner: Short = ""  # of its folder; "" where nothing was said
     group: Short = ""
-    mode: int | None = None
+    mode: Number | None = None
 
 
 class HugepagesWish(msgspec.Struct, frozen=True):
     """Pages to reserve; of all nodes together where `node` is None."""
 
     size: Short
-    pages: int
-    node: int | None = None
+    pages: Number
+    node: Number | None = None
 
 
 class TuningWish(msgspec.Struct, frozen=True):
@@ -914,7 +915,7 @@ class RemoteWish(msgspec.Struct, frozen=True):
     peers: Names = ()  # that must answer this host
     sockets: Names = ()
     addresses: Names = ()  # to listen on; empty for all
-    port: int = 16514
+    port: Number = 16514
     sasl: SaslWish = SaslWish()
     ca_sha256: Short = ""  # "" where the CA is not the fleet's
     certificates: Annotated[tuple[CertificateWish, ...], msgspec.Meta(max_length=32)] = ()
@@ -932,7 +933,7 @@ class GuestsWish(msgspec.Struct, frozen=True):
 class Contract(msgspec.Struct, frozen=True):
     """What a host was told to be: written by the role host_contract, read back by the collector. Holds no secret."""
 
-    schema: int
+    schema: Number
     profile: Profile = "production"
     intent_digest: Short = ""  # "" when the playbook was run without the orchestrator
     platform: Short = ""  # the platform table that was used, e.g. Debian_12

@@ -164,6 +164,6 @@ def numbers(text: str) -> set[int]:
     found: set[int] = set()
     for part in plain(text).split(","):
         first, _, last = part.partition("-")
-        if first.isdigit() and (last or first).isdigit() and int(last or first) < MOST_PROCESSORS:
+        if first.isdecimal() and (last or first).isdecimal() and int(last or first) < MOST_PROCESSORS:
             found |= set(range(int(first), int(last or first) + 1))
     return found

@@ -75,7 +75,7 @@ def _said(wish: HugepagesWish) -> str:
 
 def _pool(wish: HugepagesWish) -> str:
     factor = {"K": 1, "M": 1 << 10, "G": 1 << 20}.get(wish.size[-1:], 0)
-    kib = int(wish.size[:-1]) * factor if wish.size[:-1].isdigit() else 0
+    kib = int(wish.size[:-1]) * factor if wish.size[:-1].isdecimal() else 0
     parent = MM if wish.node is None else f"/sys/devices/system/node/node{wish.node}"
     return f"{parent}/hugepages/hugepages-{kib}kB/nr_hugepages"
 

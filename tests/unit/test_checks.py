@@ -193,3 +193,9 @@ def test_nobody_explains_an_unknown_check() -> None:
 
 def test_the_documentation_is_the_catalogue() -> None:
     assert DOCS.read_text("utf-8") == markdown(), "run: python -m orchestrator.checks > docs/checks.md"
+
+
+def test_no_digit_that_is_no_number_stops_the_judge() -> None:
+    evidence = {"cpu": {"present": "²", "online": "0-²"}, "tuning": {"isolated": "²"}}
+    contract = {"tuning": {"isolated_cpus": "²-³", "hugepages": [{"size": "²M", "pages": 1}]}}
+    assert judged(host(evidence, contract), "production").verdict == "failed"

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import msgspec
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from orchestrator.collector.limits import bounded
 from orchestrator.collector.marks import BEGIN, END
-from orchestrator.model import Boot, Evidence
+from orchestrator.model import Boot, Contract, Evidence
 from orchestrator.payload import MAX_BYTES, decode, payload, shape
 from orchestrator.reach.question import Answer, Question, interpret
 
@@ -142,6 +143,39 @@ JSON = st.recursive(
 def test_no_value_in_a_section_breaks_the_reader(section: str, value: object) -> None:
     document = {**json.loads(msgspec.json.encode(host())), section: value}
     _decode_or_reason(f"{BEGIN}{json.dumps(document)}{END}".encode())
+
+
+def test_a_number_that_no_machine_has_is_refused() -> None:
+    certificates = {"/etc/pki/cert.pem": {"not_after_s": 10**400}}
+    document = {**json.loads(msgspec.json.encode(host())), "remote": {"certificates": certificates}}
+    with pytest.raises(ValueError, match=r"does not fit its schema: .*not_after_s"):
+        decode(f"{BEGIN}{json.dumps(document)}{END}".encode())
+
+
+@pytest.mark.parametrize("document", [Evidence, Contract])
+def test_everything_that_a_host_may_say_is_bounded(document: type[msgspec.Struct]) -> None:
+    assert list(_unbounded(msgspec.inspect.type_info(document), document.__name__)) == []
+
+
+def _unbounded(kind: msgspec.inspect.Type, place: str) -> Iterator[str]:
+    match kind:
+        case msgspec.inspect.StructType():
+            inner = [(field.type, f"{place}.{field.name}") for field in kind.fields]
+        case msgspec.inspect.UnionType():
+            inner = [(option, place) for option in kind.types]
+        case msgspec.inspect.DictType():
+            inner = [(kind.key_type, f"a key of {place}"), (kind.value_type, f"a value of {place}")]
+        case msgspec.inspect.VarTupleType():
+            inner = [(kind.item_type, f"an item of {place}")]
+        case msgspec.inspect.Metadata():
+            inner = [(kind.type, place)]
+        case _:
+            inner = []
+    limits = {getattr(kind, name) for name in ("max_length", "ge", "le") if hasattr(kind, name)}
+    if None in limits and not isinstance(kind, msgspec.inspect.FloatType):  # of these JSON's reader knows the limits
+        yield place
+    for one, where in inner:
+        yield from _unbounded(one, where)
 
 
 def _decode_or_reason(raw: bytes) -> None:
