@@ -12,6 +12,7 @@ from orchestrator.cli.options import (
     ansible,
     boot_option,
     connection_options,
+    open_store,
     report_options,
     store_option,
     waivers_option,
@@ -91,7 +92,10 @@ def pki_rotate(boot: Boot, waivers: str | None, **given: Any) -> None:
     )
     standards = standards_of(fleet, options, waivers)
     with board(fleet, "pki rotate") as shown:
-        run = rollout.provision(fleet, rotate, secrets=secrets, boot=boot, standards=standards, on_event=shown.event)
+        run = rollout.provision(
+            fleet, rotate, secrets=secrets, boot=boot, standards=standards, on_event=shown.event,
+            edges=rollout.Edges(store=open_store),
+        )  # fmt: skip
     output.finish(run)
 
 

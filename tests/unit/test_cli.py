@@ -22,7 +22,7 @@ from orchestrator import inventory, recording, rollout
 from orchestrator.cli.main import cli, main
 from orchestrator.cli.options import PROFILES, BootType
 from orchestrator.cli.output import Output, Reports
-from orchestrator.errors import Interrupted, KvmfleetError
+from orchestrator.errors import Interrupted, KvmfleetError, UsageError
 from orchestrator.history.store import Store
 from orchestrator.history.tables import SCHEMA
 from orchestrator.inventory import Fleet, Host
@@ -644,6 +644,31 @@ def test_a_password_on_the_command_line_is_refused_and_not_repeated(run, state):
     assert code == 1
     assert "sesame" not in err
     assert "~/.pgpass" in err
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (("provision",), "provision"),
+        (("validate",), "validate"),
+        (("drift",), "watch"),
+        (("unprovision", "--yes"), "unprovision"),
+        (("pki", "rotate"), "provision"),
+    ],
+)
+def test_every_run_is_kept_in_the_history_that_was_named(run, state, tmp_path, monkeypatch, command, told):
+    fleet = Fleet((Host("hv1", "hv1"),), ())
+    monkeypatch.setattr(inventory, "load", lambda _options: fleet)
+    monkeypatch.setattr(inventory, "reading", lambda _options: nullcontext(lambda: fleet))
+
+    def begin(*_, edges=rollout.EDGES, **__):
+        edges.store().close()
+        raise UsageError("far enough")
+
+    monkeypatch.setattr(rollout, told, begin)
+    assert "far enough" in run(*command, "--store", f"sqlite:///{tmp_path}/other.sqlite3")[2]
+    assert (tmp_path / "other.sqlite3").is_file()
+    assert not (state / "history.sqlite3").exists()
 
 
 def test_a_plan_has_no_history_to_name(run, state, monkeypatch):
