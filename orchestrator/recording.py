@@ -147,9 +147,13 @@ def _read(file: Path) -> Recording:
 
 def _printable(recording: Recording) -> Recording:
     """With what every report takes as safe to print: the file may come from anybody."""
-    collected = recording.collected
+    collected, converged = recording.collected, recording.converged
     safe = {name: printable(getattr(collected, name), 1000) for name in ("host", "problem", "hint")}
-    return msgspec.structs.replace(recording, collected=msgspec.structs.replace(collected, **safe))
+    if converged:
+        notes = tuple(printable(note, 4000) for note in converged.notes)
+        converged = msgspec.structs.replace(converged, notes=notes)
+    collected = msgspec.structs.replace(collected, **safe)
+    return msgspec.structs.replace(recording, collected=collected, converged=converged)
 
 
 def _too_new_or_old(head: _Head) -> str:

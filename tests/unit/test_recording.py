@@ -123,6 +123,14 @@ def test_a_recording_from_anybody_names_a_host_that_can_be_printed(folder: Path)
     assert (replayed.host, replayed.judgement.findings[0].summary) == ("\\x1b[2Jhv3", "\\x9b gone")
 
 
+def test_a_recording_from_anybody_says_in_words_that_can_be_printed_why_its_host_was_left_alone(folder: Path) -> None:
+    change(folder / "hv1.json", converged={"host": "hv1", "outcome": "unchanged", "notes": ["\x1b[2Jfine\x00"]})
+    replayed = [only(folder / "hv1.json")]
+    assert "\\x1b[2Jfine" in show(terminal.report(replayed))
+    (told,) = ET.fromstring(junit.render(replayed)).findall("testsuite/properties/property[@name='unchanged']")
+    assert told.get("value") == "\\x1b[2Jfine\\x00"
+
+
 def test_every_report_of_a_replay_says_that_it_is_one(folder: Path) -> None:
     change(folder / "hv1.json", recorded_at_s=1.7e9)
     replayed = rollout.replay(read([str(folder)])).results
