@@ -38,9 +38,6 @@ class Issued(msgspec.Struct, frozen=True):
     not_after_s: int
     issued_s: int
 
-    def days_left(self, now_s: float) -> int:
-        return int((self.not_after_s - now_s) // 86400)
-
 
 class Authority(msgspec.Struct, frozen=True):
     """The CA as everybody may see it."""
@@ -70,12 +67,14 @@ def init(folder: Path | None = None, *, passphrase: str = "", days: int = DAYS) 
             hint=f"Look at it with `kvmfleet pki status`. For a new one, move {folder} away first.",
         )
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))  # 0700
-        for name, text in _made(passphrase, days).items():
-            with os.fdopen(os.open(new / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-                stream.write(text)
-        new.rename(folder)
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as place:  # 0700
+            new = Path(place, folder.name)
+            new.mkdir(mode=0o700)
+            for name, text in _made(passphrase, days).items():
+                with os.fdopen(os.open(new / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+                    stream.write(text)
+            new.rename(folder)
     except OSError as e:
         raise PkiError(f"{folder}: {e.strerror}.", hint="Set KVMFLEET_STATE_DIR to a folder that you can write.") from e
     return status(folder)
@@ -122,6 +121,7 @@ def status(folder: Path | None = None) -> Authority:
         certificate = x509.load_pem_x509_certificate((folder / CERTIFICATE).read_bytes())
         key = (folder / KEY).read_bytes()
         mode = (folder / KEY).stat().st_mode
+        issued = _issued(folder / ISSUED)
     except FileNotFoundError as e:
         raise PkiError(f"{folder}: there is no CA.", hint="Make one with `kvmfleet pki init`.") from e
     except OSError as e:
@@ -135,7 +135,7 @@ def status(folder: Path | None = None) -> Authority:
         not_after_s=int(certificate.not_valid_after_utc.timestamp()),
         encrypted=b"ENCRYPTED" in key.partition(b"\n")[0],
         private=not mode & (stat.S_IRWXG | stat.S_IRWXO),
-        issued=_issued(folder / ISSUED),
+        issued=issued,
     )
 
 

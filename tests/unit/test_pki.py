@@ -61,6 +61,14 @@ def test_a_second_ca_does_not_replace_the_first(folder: Path) -> None:
     assert (folder / "ca.key").read_bytes() == before
 
 
+def test_a_ca_that_cannot_be_kept_leaves_no_key_behind(tmp_path: Path) -> None:
+    (tmp_path / "pki").mkdir()
+    (tmp_path / "pki" / "notes.txt").touch()
+    with pytest.raises(PkiError, match="Directory not empty"):
+        pki.init(tmp_path / "pki")
+    assert [path.name for path in tmp_path.iterdir()] == ["pki"]
+
+
 def test_a_ca_that_is_not_there_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(PkiError) as told:
         pki.status(tmp_path / "none")
@@ -188,9 +196,16 @@ def test_the_status_lists_the_newest_certificate_of_each_host(folder: Path, auth
     with (folder / "issued.jsonl").open("a") as stream:
         stream.write('{"host": "cut o')
     found = pki.status(folder)
-    assert [(issued.host, issued.days_left(now().timestamp())) for issued in found.issued] == [("hv2", 4), ("hv1", 199)]
+    days = [(issued.host, (issued.not_after_s - now().timestamp()) // 86400) for issued in found.issued]
+    assert days == [("hv2", 4), ("hv1", 199)]
     assert os.stat(folder / "issued.jsonl").st_mode & 0o777 == 0o600
     assert "PRIVATE" not in json.dumps([str(issued) for issued in found.issued])
+
+
+def test_a_list_of_certificates_that_cannot_be_read_is_said(folder: Path) -> None:
+    (folder / pki.ISSUED).mkdir()
+    with pytest.raises(PkiError, match=r"issued\.jsonl: Is a directory"):
+        pki.status(folder)
 
 
 def test_both_halves_look_at_the_same_files() -> None:
