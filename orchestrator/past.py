@@ -15,6 +15,7 @@ from orchestrator.history.store import PastResult, Run, Store
 from orchestrator.inventory import Fleet
 from orchestrator.model import Collected, HostDrift, HostResult
 from orchestrator.probe import Known
+from orchestrator.text import listed
 
 __all__ = ["History", "Past"]
 
@@ -173,8 +174,7 @@ def _record(run: Run, result: HostResult) -> None:
 
 def _unkept(error: StoreError, hosts: Sequence[str] = ()) -> StoreError:
     """What is said of it; `hosts`: those that it costs their record, where it does not cost all."""
-    told = ", ".join(hosts[:NAMED]) + (f" and {len(hosts) - NAMED} more" if len(hosts) > NAMED else "")
-    about = f" about {told}" if hosts else ""
+    about = f" about {listed(hosts, NAMED)}" if hosts else ""
     return type(error)(f"{error.message.rstrip('.')}, so nothing of this run is kept{about}.", hint=error.hint)
 
 

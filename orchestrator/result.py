@@ -11,7 +11,7 @@ from orchestrator.checks.host import CONVERGED, DRIFT
 from orchestrator.inventory import Host
 from orchestrator.judge import judge, read_contract, silence
 from orchestrator.model import Collected, Drift, Finding, HostConverged, HostResult, Judgement, Profile
-from orchestrator.text import printable
+from orchestrator.text import listed, printable
 from orchestrator.waivers import Waivers
 
 __all__ = ["STANDARDS", "Standards", "judged", "profile_of", "unheard", "with_left"]
@@ -88,11 +88,10 @@ def with_left(result: HostResult, left: tuple[Drift, ...]) -> HostResult:
 
 
 def _drift_finding(left: Sequence[Drift]) -> Finding:
-    names = ", ".join(item.item for item in left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
     return Finding(
         DRIFT.id,
         "warn",
-        f"the playbook left drift as it found it: {names}",
+        f"the playbook left drift as it found it: {listed([item.item for item in left])}",
         printable(left[0].expected or "nothing", 160),
         printable(left[0].seen or "nothing", 160),
         "`kvmfleet drift --diff` shows it. Repair it on the host, or say that it is fine with `kvmfleet drift accept`.",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 
 import msgspec
 
-__all__ = ["ago", "moment", "printable", "printable_json", "printable_lines"]
+__all__ = ["ago", "listed", "moment", "printable", "printable_json", "printable_lines"]
 
 
 def printable(text: str, limit: int = 400) -> str:
@@ -31,6 +32,11 @@ def printable_json(document: object) -> str:
     """
     text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
     return "".join(c if c.isprintable() or c == "\n" else _json_escape(c) for c in text)
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The names, the first of a long list, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def moment(seconds: float) -> str:

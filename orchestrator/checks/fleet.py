@@ -17,6 +17,7 @@ import msgspec
 
 from orchestrator.checks.registry import Explanation, Topic
 from orchestrator.model import Contract, Evidence, FleetFinding, Status
+from orchestrator.text import listed
 
 __all__ = ["CHECKS", "FleetCheck", "Member"]
 
@@ -100,7 +101,7 @@ def _owners(members: Iterable[Member], things: Callable[[Member], Iterable[str]]
 
 def names(hosts: Sequence[str]) -> str:
     """The hosts, the first dozen of a long list."""
-    return ", ".join(hosts[:FEW]) + (f" and {len(hosts) - FEW} more" if len(hosts) > FEW else "")
+    return listed(hosts, FEW)
 
 
 @fleet_check(

@@ -7,6 +7,7 @@ import re
 from orchestrator.checks.contract import PROVISION
 from orchestrator.checks.registry import Case, check, failed, not_applicable, passed, undecided, warned
 from orchestrator.model import Finding
+from orchestrator.text import listed
 
 PACKAGE = re.compile(r"qemu-(system-\w+|x86|arm|kvm|base)")
 """The package that brings the emulator, by its name on every platform: not its parts, nor what lies beside it."""
@@ -139,9 +140,8 @@ def current(case: Case) -> Finding:
         return undecided(f"{len(unread)} guests do not tell their program", fix="Validate as root (become).")
     old = [guest.name or f"process {guest.pid}" for guest in guests if guest.binary.endswith(" (deleted)")]
     if old:
-        names = ", ".join(old[:5]) + (f" and {len(old) - 5} more" if old[5:] else "")
         return warned(
-            f"{len(old)} of {len(guests)} guests run on a QEMU that was replaced: {names}",
+            f"{len(old)} of {len(guests)} guests run on a QEMU that was replaced: {listed(old)}",
             expected=case.evidence.qemu.version,
             seen="an older one",
             fix="Shut those guests down and start them again, or migrate them away and back.",

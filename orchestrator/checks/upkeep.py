@@ -9,6 +9,7 @@ from orchestrator.checks.host import BECOME
 from orchestrator.checks.limits import HOLDERS
 from orchestrator.checks.registry import Case, check, failed, not_applicable, passed, undecided, warned
 from orchestrator.model import Disk, Finding, Runner
+from orchestrator.text import listed
 
 CONTAINER = "the kernel is that of the machine below"
 READ = "Look below /proc on the host."
@@ -45,7 +46,7 @@ def units(case: Case) -> Finding:
     promised = {*wish.libvirt.sockets, *wish.libvirt.services, *wish.remote.sockets, wish.guests.unit}
     broken = [name for name in found if name in promised]
     ordered = [*broken, *sorted(set(found) - set(broken), key=lambda name: (not OURS.match(name), name))]
-    names = ", ".join(ordered[:5]) + (f", and {len(ordered) - 5} more" if ordered[5:] else "")
+    names = listed(ordered)
     fix = (
         f"Read `journalctl -b -u {shlex.quote(ordered[0])}`; then `systemctl restart` it, or `systemctl reset-failed`."
     )

@@ -170,10 +170,11 @@ def unprovision(as_json: bool, yes: bool, **given: Any) -> None:
 
 def _agree(fleet: Fleet, yes: bool) -> None:
     """Asks before hosts are turned back, and goes on only after a yes."""
-    names = [host.name for host in fleet.hosts]
-    told = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    from orchestrator.text import listed
+
     if yes:
         return
+    told = listed([host.name for host in fleet.hosts], 10)
     if not sys.stdin.isatty():
         raise UsageError(
             f"Unprovisioning {told} needs a yes, and there is no terminal to ask at.",

@@ -19,7 +19,7 @@ from rich.text import Text
 from orchestrator.history.store import Acceptance, PastResult, PastRun
 from orchestrator.model import Drift, DriftState, HostDrift
 from orchestrator.snapshot import ABSENT, owner
-from orchestrator.text import printable, printable_lines
+from orchestrator.text import listed, printable, printable_lines
 
 __all__ = ["STATES", "Asked", "exit_code", "heal", "past_host", "past_runs", "report"]
 
@@ -30,7 +30,7 @@ WORST_FIRST: tuple[DriftState, ...] = (
 ITEMS = 20
 """Of one host that are shown without -v."""
 NAMED = 5
-"""Hosts in a line; of more the rest is counted."""
+"""Hosts in a command; of more it is told for all that were asked about."""
 STYLE = {"in-sync": "bold green", "pending": "bold yellow", "drifted": "bold red"}
 UNKNOWN = "bold magenta"
 _COLOUR = {"+": "green", "-": "red"}
@@ -165,7 +165,7 @@ def _lines(worst_first: Sequence[HostDrift], asked: Asked, *, diff: bool, verbos
         lines.add_row(Text("heal", style="bold"), Text(printable(asked.provision(healed, "--drifted"), 2000)))
     calm = [host.host for host in worst_first if host.state == "in-sync"]
     if calm and not verbose:
-        lines.add_row(_word("in-sync"), Text(_names(calm)))
+        lines.add_row(_word("in-sync"), Text(listed(calm)))
     return lines
 
 
@@ -190,7 +190,7 @@ def _shared(hosts: Sequence[HostDrift], limit: int | None) -> tuple[list[_Shared
 
 
 def _drifted(item: Drift, hosts: Mapping[str, float], *, diff: bool) -> Text:
-    text = Text(f"{_names(list(hosts))}: ", style="bold").append(printable(item.item), style="not bold")
+    text = Text(f"{listed(list(hosts))}: ", style="bold").append(printable(item.item), style="not bold")
     since = _when(min(hosts.values())) + (" or later" if len({_when(at_s) for at_s in hosts.values()}) > 1 else "")
     text.append(f" ({owner(item.item) or 'no role changes it'}), since {since}", style="not bold dim")
     if diff:
@@ -215,14 +215,8 @@ def _problems(hosts: Sequence[HostDrift]) -> Iterator[tuple[DriftState, Text]]:
 
 
 def _told(hosts: Sequence[str], what: str, hint: str) -> Text:
-    text = Text(f"{_names(hosts)}: ", style="bold").append(printable(what, 1000), style="not bold")
+    text = Text(f"{listed(hosts)}: ", style="bold").append(printable(what, 1000), style="not bold")
     return text.append(f"\n{printable(hint, 2000)}", style="not bold dim") if hint else text
-
-
-def _names(hosts: Sequence[str]) -> str:
-    """The hosts' names, the first five of a long list."""
-    shown = printable(", ".join(hosts[:NAMED]), 600)
-    return shown if len(hosts) <= NAMED else f"{shown} and {len(hosts) - NAMED} more"
 
 
 def _word(state: DriftState) -> Text:

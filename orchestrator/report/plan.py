@@ -13,7 +13,7 @@ from rich.text import Text
 
 from orchestrator import __version__
 from orchestrator.model import Change, HostConverged
-from orchestrator.text import printable, printable_json
+from orchestrator.text import listed, printable, printable_json
 
 __all__ = ["Plan", "exit_code", "plan", "render", "report"]
 
@@ -110,7 +110,8 @@ def _alike(hosts: Sequence[HostPlan]) -> list[list[HostPlan]]:
 
 def _block(hosts: Sequence[HostPlan], *, verbose: bool) -> Iterator[RenderableType]:
     host = hosts[0]
-    text = Text(f"{_names([one.name for one in hosts], whole=verbose)}: ", style="bold")
+    names = [one.name for one in hosts]
+    text = Text(f"{listed(names, len(names) if verbose else 5)}: ", style="bold")
     text.append(STATES[host.state], style=STYLE[host.state])
     if host.state == "changes":
         text.append(f": {_tasks(host.changed)}")
@@ -143,11 +144,6 @@ def _change(change: Change, *, verbose: bool) -> Iterator[RenderableType]:
     for line in change.diff.splitlines():
         style = "green" if line.startswith("+") else "red" if line.startswith("-") else ""
         yield Padding(Text(line.expandtabs(), style=style), (0, 0, 0, 6), expand=False)
-
-
-def _names(names: Sequence[str], *, whole: bool) -> str:
-    shown = names if whole else names[:5]
-    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(shown) < len(names) else "")
 
 
 def _tasks(number: int) -> str:

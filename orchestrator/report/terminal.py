@@ -13,7 +13,7 @@ from rich.text import Text
 
 from orchestrator.model import EarlierBoot, Finding, FleetFinding, Guest, HostConverged, HostResult
 from orchestrator.report.summary import counts, replayed, worth_showing
-from orchestrator.text import ago, printable
+from orchestrator.text import ago, listed, printable
 
 __all__ = ["findings", "given_back", "pretended", "report"]
 
@@ -197,7 +197,7 @@ def _unchanged(results: Sequence[HostResult]) -> list[Text]:
     for result in results:
         if result.converged and result.converged.outcome == "unchanged":
             told.setdefault(" ".join(result.converged.notes), []).append(result.host)
-    lines = [Text(f"{_names(hosts)}: ", style="bold").append(f"unchanged: {why}", "") for why, hosts in told.items()]
+    lines = [Text(f"{listed(hosts)}: ", style="bold").append(f"unchanged: {why}", "") for why, hosts in told.items()]
     if sum(map(len, told.values())) == len(results) > 0:
         lines.append(Text("The playbook was not run on any host; `kvmfleet provision --force` runs it on all."))
     return lines
@@ -215,17 +215,11 @@ def _lines(told: Sequence[tuple[Finding, Sequence[str]]]) -> Table:
 
 def _line(finding: Finding, hosts: Sequence[str]) -> Text:
     text = Text()
-    text.append(f"{_names(hosts)}: ", style="bold")
+    text.append(f"{listed(hosts)}: ", style="bold")
     text.append(f"{finding.check}: {printable(finding.summary, 1000)}")
     if finding.fix and finding.status != "waived":
         text.append(f"\n{printable(finding.fix, 600)}", style="dim")
     return text
-
-
-def _names(hosts: Sequence[str]) -> str:
-    """The hosts' names, the first five of a long list."""
-    shown = ", ".join(hosts[:5])
-    return shown if len(hosts) <= 5 else f"{shown} and {len(hosts) - 5} more"
 
 
 def _closing(results: Sequence[HostResult]) -> Text:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.text import ago, printable
+from orchestrator.text import ago, listed, printable
 
 
 def test_a_terminal_escape_is_written_out():
@@ -31,3 +31,11 @@ def test_a_lone_surrogate_does_not_break_the_output():
 )
 def test_how_long_ago_something_was_has_one_unit(seconds, words):
     assert ago(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [([], ""), (["a"], "a"), (list("abcde"), "a, b, c, d, e"), (list("abcdefg"), "a, b, c, d, e and 2 more")],
+)
+def test_of_a_long_list_the_first_are_named_and_the_rest_counted(names, told):
+    assert listed(names) == told
