@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedRandom
 from pathlib import Path
@@ -21,7 +21,7 @@ import msgspec
 from orchestrator import identity, paths
 from orchestrator.errors import LockedError, StoreError
 from orchestrator.inventory import Fleet, Host
-from orchestrator.text import printable
+from orchestrator.text import listed, moment, printable
 
 __all__ = ["hold"]
 
@@ -114,17 +114,12 @@ def _notes(folder: Path) -> Iterator[tuple[Path, _Note]]:
 def _locked(folder: Path, keys: dict[str, str]) -> LockedError:
     for _, note in _notes(folder):
         if shared := sorted(name for key, name in keys.items() if key in note.hosts):
-            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(note.since_s))
             return LockedError(
-                f"{_names(shared)}: held by `kvmfleet {printable(note.command)}`, process {note.pid} of "
-                f"{printable(note.user)} on {printable(note.machine)}, since {since}",
+                f"{listed(shared)}: held by `kvmfleet {printable(note.command)}`, process {note.pid} of "
+                f"{printable(note.user)} on {printable(note.machine)}, since {moment(note.since_s)}",
                 hint=f"Wait until it has ended, or stop it: kill {note.pid}",
             )
-    return LockedError(f"{_names(sorted(keys.values()))}: held by another run", hint="Wait until it has ended.")
-
-
-def _names(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return LockedError(f"{listed(sorted(keys.values()))}: held by another run", hint="Wait until it has ended.")
 
 
 def _unwritable(path: Path, error: OSError) -> StoreError:
