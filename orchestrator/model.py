@@ -1065,11 +1065,6 @@ class HostConverged(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()  # what a module had to say to people, or why it is unchanged; safe to print
     changes: tuple[Change, ...] = ()  # of check mode, the first hundred; `changed` counts them all
 
-    @property
-    def tasks(self) -> int:
-        """Tasks that ran to an end on this host; skipped ones cost almost nothing and are not counted."""
-        return self.ok + self.failed
-
 
 class Step(msgspec.Struct, frozen=True):
     """How far a guest has come that boots on a host just now."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import itertools
 import shlex
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
@@ -294,8 +293,3 @@ def past_host(
     for at_s, text in sorted(rows, key=lambda row: row[0], reverse=True):
         table.add_row(_when(at_s), text)
     return table
-
-
-def days_ago(days: int) -> float:
-    """The time so many days before now, seconds since the epoch."""
-    return time.time() - days * 86400

@@ -280,7 +280,7 @@ def status(schedule: Schedule, systemd: Systemd) -> Status:
         every=schedule.every,
         calendar=schedule.calendar,
         active=active,
-        result=_result(note, running, broken=bool(problem) and active),
+        result=_result(note, broken=bool(problem) and active),
         problem=problem,
         last=note.last,
         running_since_s=running.began_s if running else None,
@@ -307,7 +307,7 @@ def _failure(service: Mapping[str, str]) -> str:
     return printable(f"{service.get('Result', '')} {service.get('ExecMainStatus', '')}".strip())
 
 
-def _result(note: _Note, running: Running | None, *, broken: bool) -> Result:
+def _result(note: _Note, *, broken: bool) -> Result:
     if broken:
         return "could-not-tell"
     if note.last is None:
