@@ -54,7 +54,6 @@ class PastRun(msgspec.Struct, frozen=True):
     started_at_s: float
     finished_at_s: float | None
     outcome: str | None
-    exit_status: int | None
     state: State
 
 
@@ -139,10 +138,10 @@ class Run:
         with database.writing(self._engine) as connection:
             connection.execute(baselines.delete().where(baselines.c.host == host))
 
-    def finish(self, outcome: str, exit_status: int | None = None) -> None:
+    def finish(self, outcome: str) -> None:
         """Nothing more will come. A run of which this is never said counts as interrupted once its process is gone."""
         with database.writing(self._engine) as connection:
-            values = {"finished_at_s": time.time(), "outcome": outcome, "exit_status": exit_status}
+            values = {"finished_at_s": time.time(), "outcome": outcome}
             connection.execute(runs.update().where(runs.c.id == self.id).values(values))
 
 
@@ -168,7 +167,7 @@ class Store:
     def close(self) -> None:
         self.engine.dispose()
 
-    def begin(self, command: str, *, started_at_s: float | None = None) -> Run:
+    def begin(self, command: str) -> Run:
         """`command` is its name, such as `provision`, never its arguments: they may hold a secret."""
         with database.writing(self.engine) as connection:
             run_id = _insert(
@@ -178,7 +177,7 @@ class Store:
                 controller=os.uname().nodename,
                 process=_process(os.getpid()),
                 kvmfleet=__version__,
-                started_at_s=time.time() if started_at_s is None else started_at_s,
+                started_at_s=time.time(),
             )  # fmt: skip
         return Run(self.engine, run_id)
 

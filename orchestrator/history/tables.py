@@ -111,7 +111,7 @@ runs = sa.Table(
     sa.Column("started_at_s", sa.Double, nullable=False),
     sa.Column("finished_at_s", sa.Double),
     sa.Column("outcome", Text),
-    sa.Column("exit_status", sa.Integer),
+    sa.Column("exit_status", sa.Integer),  # never written: it is known only when the run has ended
 )
 
 evidence = sa.Table(

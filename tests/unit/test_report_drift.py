@@ -200,8 +200,8 @@ def test_the_past_of_a_host_is_its_verdicts_its_drift_and_who_accepted_what():
 
 def test_past_runs_are_a_table():
     runs = [
-        PastRun(2, "unprovision", "ann", "desk", "1", 10.0, 12.0, None, None, "finished"),
-        PastRun(1, "x", "a", "b", "1", 1.0, None, None, None, "interrupted"),
+        PastRun(2, "unprovision", "ann", "desk", "1", 10.0, 12.0, None, "finished"),
+        PastRun(1, "x", "a", "b", "1", 1.0, None, None, "interrupted"),
     ]
     narrow = show(report.past_runs(runs), width=60)
     assert "…" not in narrow

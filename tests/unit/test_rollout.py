@@ -210,9 +210,9 @@ def refusing(problems: dict[str, str], asked: list[str] | None = None) -> type[S
             refuse(host)
             super().forget_baseline(host)
 
-        def finish(self, outcome: str, exit_status: int | None = None) -> None:
+        def finish(self, outcome: str) -> None:
             refuse("the end")
-            super().finish(outcome, exit_status)
+            super().finish(outcome)
 
     class RefusingStore(Store):
         def begin(self, command: str, *, started_at_s: float | None = None) -> Record:
