@@ -57,7 +57,7 @@ class Board:
             self._live.stop()
 
     def event(self, event: Progress | HostConverged | Collected | Step) -> None:
-        """Takes one event; unknown hosts are ignored."""
+        """Takes one event, of a host that it was made for."""
         if isinstance(event, Progress):
             self._progress(event)
         elif isinstance(event, HostConverged):
@@ -72,9 +72,9 @@ class Board:
             self._task = event.task
         elif event.outcome == "text":
             self._console.print(Text(event.text.rstrip("\n")))
-        row = self._rows.get(event.host)
-        if row is None or event.outcome in ("task", "text"):
+        if event.outcome in ("task", "text"):
             return
+        row = self._rows[event.host]
         row.done = max(row.done, event.done)
         row.changed += event.outcome == "changed"
         row.state = event.outcome if event.outcome in ("failed", "unreachable") else "running"
@@ -83,7 +83,7 @@ class Board:
             self._say(f"{event.host}: {row.state} in {event.task}: {event.text}", "red")
 
     def _converged(self, event: HostConverged) -> None:
-        row = self._rows.setdefault(event.host, _Row(event.host))
+        row = self._rows[event.host]
         row.state, row.note = "converged" if event.outcome == "ok" else event.outcome, ""
         if event.outcome == "unchanged":
             self._say(f"{event.host}: unchanged: {' '.join(event.notes)}")
@@ -95,11 +95,11 @@ class Board:
 
     def _reached(self, event: Step) -> None:
         """Only for the picture: a log has the milestones in the report."""
-        row = self._rows.setdefault(event.host, _Row(event.host))
+        row = self._rows[event.host]
         row.state, row.note = "proving", event.text
 
     def _collected(self, event: Collected) -> None:
-        row = self._rows.setdefault(event.host, _Row(event.host))
+        row = self._rows[event.host]
         silence = "unreachable" if event.unreachable else "no evidence"
         row.state, row.note = "answered" if event.evidence else silence, event.problem
         self._say(f"{event.host}: {row.state}{': ' + event.problem if event.problem else ''}")
