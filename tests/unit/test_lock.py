@@ -23,15 +23,16 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "state"
 
 
-def fleet(**addresses: str) -> Fleet:
-    return Fleet(hosts=tuple(Host(name=name, address=address) for name, address in addresses.items()), sources=())
+def fleet(connection: str = "ssh", **addresses: str) -> Fleet:
+    return Fleet(tuple(Host(name, address, connection) for name, address in addresses.items()), sources=())
 
 
 HOLDER = """
 import sys
 from orchestrator.inventory import Fleet, Host
 from orchestrator.lock import hold
-hosts = tuple(Host(name=n, address=a) for n, a in (pair.split("=") for pair in sys.argv[1:]))
+connection, *pairs = sys.argv[1:]
+hosts = tuple(Host(*pair.split("="), connection) for pair in pairs)
 with hold(Fleet(hosts=hosts, sources=()), "provision"):
     print("held", flush=True)
     sys.stdin.read()
@@ -39,10 +40,10 @@ with hold(Fleet(hosts=hosts, sources=()), "provision"):
 
 
 @contextmanager
-def other_run(**addresses: str) -> Iterator[subprocess.Popen[str]]:
+def other_run(connection: str = "ssh", **addresses: str) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds these hosts; locks of one process do not exclude themselves."""
     pairs = [f"{name}={address}" for name, address in addresses.items()]
-    command = [sys.executable, "-c", HOLDER, *pairs]
+    command = [sys.executable, "-c", HOLDER, connection, *pairs]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout
         assert child.stdout.readline() == "held\n"
@@ -62,6 +63,7 @@ def test_the_second_run_says_who_holds_the_host() -> None:
     assert caught.value.message.startswith("h2: held by `kvmfleet provision`, process ")
     assert f"process {child.pid} of " in caught.value.message
     assert f" on {os.uname().nodename}, since 2" in caught.value.message
+    assert caught.value.message.endswith(" UTC")
     assert f"kill {child.pid}" in caught.value.hint
 
 
@@ -106,8 +108,11 @@ def test_a_run_after_the_other_gets_the_lock() -> None:
 
 
 def test_hosts_that_are_this_machine_are_one() -> None:
-    local = Fleet(hosts=tuple(Host(name=n, address=n, connection="local") for n in ("a", "b")), sources=())
-    with lock.hold(local, "provision"):
+    with (
+        other_run("local", a="a"),
+        pytest.raises(LockedError, match=r"^b: held by"),
+        lock.hold(fleet("local", b="b"), "provision"),
+    ):
         pass
 
 
