@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from orchestrator import snapshot
-from orchestrator.model import Collected, Drift, DriftState, HostDrift, Verdict
+from orchestrator.model import Collected, Drift, DriftState, Evidence, HostDrift, Verdict
 from orchestrator.snapshot import Snapshot
 
 __all__ = ["Baseline", "compare", "judge", "left", "timed"]
@@ -45,7 +45,7 @@ def _judge(
         return HostDrift(
             host,
             "never-provisioned",
-            problem=_stranger(collected),
+            problem=_stranger(collected.evidence),
             hint="Run `kvmfleet provision` for it: a host is its own baseline once it was provisioned and found good.",
         )
     now = now or snapshot.take(collected.evidence)
@@ -118,8 +118,7 @@ def _was_so(item: Drift, before: Snapshot | None, *, unseen: bool) -> bool:
     return before.items.get(item.item) == item.seen
 
 
-def _stranger(collected: Collected) -> str:
-    contract = collected.evidence.contract if collected.evidence else None
-    if contract and contract.text:
+def _stranger(evidence: Evidence) -> str:
+    if evidence.contract.text:
         return "it carries a contract, and the history here knows of no provision: another controller's, perhaps"
     return "it was never provisioned"
