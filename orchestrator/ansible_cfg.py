@@ -94,7 +94,7 @@ def _entries(dump: bytes) -> Iterator[dict[str, Any]]:
 
 def _is_customised() -> bool:
     """Whether ansible.cfg or the environment may say anything; asking Ansible costs 0.8 s of processor time."""
-    places = (Path("ansible.cfg"), Path("~/.ansible.cfg").expanduser(), Path("/etc/ansible/ansible.cfg"))
+    places = (Path("ansible.cfg"), Path(os.path.expanduser("~/.ansible.cfg")), Path("/etc/ansible/ansible.cfg"))
     return any(name.startswith("ANSIBLE_") for name in os.environ) or not all(map(_is_plain, places))
 
 

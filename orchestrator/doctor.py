@@ -189,7 +189,7 @@ def _oddities(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[Problem]:
 def ansible_files(environ: Mapping[str, str] = os.environ, here: Callable[[], Path] = Path.cwd) -> Iterator[Problem]:
     """Configuration files that Ansible passes over without, or with only, a warning."""
     named = environ.get("ANSIBLE_CONFIG", "")
-    if named and not _found(Path(named).expanduser()):
+    if named and not _found(Path(os.path.expanduser(named))):
         yield Problem(
             "warning",
             f"ANSIBLE_CONFIG={printable(named)} is not found; Ansible goes on without it.",

@@ -7,6 +7,7 @@ quietly too small is the worst answer, so here an unparsed source is an error, a
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -161,7 +162,7 @@ def _refuse_what_cannot_work(options: AnsibleOptions) -> None:
 def _readable(what: str, source: str, hint: str) -> None:
     if not source:  # to Ansible, and to Path, that is this folder
         raise InventoryError(f"{what}: an empty name", hint=f"A variable of the shell may not be set. {hint}")
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))  # other than pathlib, it has an answer for ~nobody
     try:
         empty = not any(path.iterdir()) if path.is_dir() else not path.stat().st_size and path.is_file()
         if path.is_file():

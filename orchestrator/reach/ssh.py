@@ -62,7 +62,7 @@ class Ssh:
             **({"port": route.port} if route.port else {}),
             **({"username": route.user} if route.user else {}),
         }
-        files = [path for path in (Path(file).expanduser() for file in FILES) if os.access(path, os.R_OK)]
+        files = [path for path in (Path(os.path.expanduser(file)) for file in FILES) if os.access(path, os.R_OK)]
         configured = asyncssh.SSHClientConnectionOptions(
             host=route.address, client_keys=None, known_hosts=None, config=files, **given
         )
@@ -105,7 +105,7 @@ class Ssh:
         named = configured.config.get("IdentityFile")
         files = [*route.keys, *(named if isinstance(named, list) else [])]
         files = files or [f"~/.ssh/{name}" for name in _DEFAULT_KEYS]
-        paths = [str(Path(file).expanduser()) for file in files]
+        paths = [os.path.expanduser(file) for file in files]
         return paths if route.keys else [path for path in paths if Path(path).exists()]
 
     def _key(self, path: str) -> asyncssh.SSHKey | str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import shlex
 import shutil
 import subprocess
@@ -90,7 +91,7 @@ def _files(route: SshRoute, configured: asyncssh.SSHClientConnectionOptions) -> 
     """The files named in the inventory, else in the ssh configuration, else ssh's own. The first is the user's."""
     user = route.known_hosts or _configured(configured, "UserKnownHostsFile", _USER_FILES)
     system = _configured(configured, "GlobalKnownHostsFile", _SYSTEM_FILES)
-    return tuple(str(Path(file).expanduser()) for file in (*(user or ("/dev/null",)), *system))
+    return tuple(map(os.path.expanduser, (*(user or ("/dev/null",)), *system)))
 
 
 def _configured(

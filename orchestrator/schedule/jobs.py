@@ -75,7 +75,7 @@ class Systemd(NamedTuple):
 
     @classmethod
     def of(cls, scope: Scope) -> Systemd:
-        own = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "systemd/user"
+        own = Path(os.path.expanduser(os.environ.get("XDG_CONFIG_HOME") or "~/.config"), "systemd/user")
         return cls(scope, own if scope == "user" else Path("/etc/systemd/system"))
 
     def ctl(self, *words: str, timeout_s: float | None = TIMEOUT_S) -> str:

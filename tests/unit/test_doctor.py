@@ -160,6 +160,8 @@ def test_words_of_ansible_carry_no_terminal_escapes() -> None:
 
 
 def test_a_configuration_that_does_not_exist_is_a_warning() -> None:
+    (problem,) = doctor.ansible_files({"ANSIBLE_CONFIG": "~nobody-at-all/ansible.cfg"}, Path.cwd)
+    assert "is not found" in problem.what
     (problem,) = doctor.ansible_files({"ANSIBLE_CONFIG": "/nowhere/ansible.cfg"}, Path.cwd)
     assert "/nowhere/ansible.cfg is not found" in problem.what
 

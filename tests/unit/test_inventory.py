@@ -232,6 +232,7 @@ def test_ansible_config_is_not_asked_where_there_is_nothing_to_learn() -> None:
 
 def test_a_missing_source_is_named() -> None:
     assert refusal("nowhere.yml").message == "inventory nowhere.yml: no such file or folder"
+    assert refusal("~nobody-at-all/x.yml").message == "inventory ~nobody-at-all/x.yml: no such file or folder"
 
 
 def test_one_missing_source_of_two_is_no_smaller_fleet() -> None:
