@@ -197,6 +197,16 @@ def test_plain_ansible_playbook_takes_the_inventory_and_changes_nothing_the_seco
     assert len(re.findall(r"changed=0 .*failed=0", done.stdout)) == len(HOSTS), done.stdout
 
 
+def test_settings_that_an_interrupted_run_wrote_are_read_after_the_next_one(inventory, ansible, on):
+    """Then nothing is written any more, and only the daemon, which is older than its file, tells of it."""
+    before = on(HOSTS[0], "virsh list >/dev/null; touch -d +5sec /etc/libvirt/qemu.conf; pgrep -o libvirtd")
+    play = ("ansible-playbook", "-i", inventory, "playbooks/provision.yml", "--limit", HOSTS[0], "--tags", "libvirt")
+    for changed in (2, 0):  # the look that found it and the restart
+        done = ansible(*play)
+        assert re.search(rf"changed={changed} .*failed=0", done.stdout), done.stdout
+    assert on(HOSTS[0], "virsh list >/dev/null; pgrep -o libvirtd") != before
+
+
 BROKEN = {
     # what is done to the first host, and the check that must name it
     "kvm.permission": "chmod 0600 /dev/kvm",

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +17,7 @@ import pytest
 from ansible.errors import AnsibleFilterError
 
 SOURCE = Path(__file__).parents[2] / "plugins/filter/libvirt_units.py"
+LOOK = Path(__file__).parents[2] / "roles/libvirt/files/look.sh"
 
 
 def plugin() -> ModuleType:
@@ -251,3 +257,38 @@ def test_a_key_that_is_no_name_is_refused(key: str) -> None:
 
 def test_settings_that_are_no_table_are_refused() -> None:
     assert units.wrong_settings("max_files=1", systemd=True) == ["it must be a table, key: value."]
+
+
+# --- the look at the host
+
+
+@pytest.mark.parametrize(
+    ("daemon", "file", "stale"),
+    [
+        ("libvirtd", "libvirtd.conf", True),
+        ("libvirtd", "qemu.conf", True),
+        ("virtqemud", "qemu.conf", True),
+        ("virtproxyd", "qemu.conf", False),  # which it does not read
+    ],
+)
+def test_a_daemon_that_is_older_than_its_settings_is_seen(tmp_path: Path, daemon: str, file: str, stale: bool) -> None:
+    """As a run leaves it that ended between writing them and the restart."""
+    shutil.copy(Path("/bin/sleep").resolve(), tmp_path / daemon)
+    (tmp_path / file).touch()
+    script = LOOK.read_text().replace("/run/", f"{tmp_path}/").replace("/etc/libvirt/", f"{tmp_path}/")
+
+    def seen() -> Any:
+        command = ["/bin/sh", "-s", "--", f"{daemon}.service"]
+        return json.loads(subprocess.run(command, input=script, capture_output=True, text=True, check=True).stdout)
+
+    with subprocess.Popen([tmp_path / daemon, "60"]) as process:
+        try:
+            (tmp_path / f"{daemon}.pid").write_text(str(process.pid))
+            os.utime(tmp_path / file, (time.time() - 60,) * 2)
+            assert seen()["stale"] is False
+            os.utime(tmp_path / file, (time.time() + 60,) * 2)
+            assert seen()["stale"] is stale
+            (tmp_path / f"{daemon}.pid").write_text(str(os.getpid()))  # left by one that was killed
+            assert seen()["stale"] is False
+        finally:
+            process.kill()

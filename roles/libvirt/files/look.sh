@@ -4,6 +4,8 @@
 #   units    NAME -> {enabled, active, masked}, of those that exist
 #   unknown  the settings that libvirt's own description of its files, an Augeas lens, does not list; libvirt itself
 #            would ignore them without a word
+#   stale    whether a daemon runs that started before its files were written: it obeys what they said then, as after a
+#            run that ended before the restart
 units='' unknown=''
 for argument in "$@"; do
   lens=/usr/share/augeas/lenses/${argument%%:*}.aug
@@ -38,4 +40,23 @@ else # OpenRC
   done)
 fi
 
-printf '{"units": {%s}, "unknown": [%s]}\n' "$standing" "$unknown"
+started() { # PID: when, in seconds since the epoch; field 22 of proc(5)'s stat has hundredths since the boot
+  echo $(($(sed -n 's/^btime //p' /proc/stat) + $(sed 's/.*) //' "/proc/$1/stat" | cut -d' ' -f20) / 100))
+}
+
+stale=false
+for daemon in libvirtd virtqemud virtproxyd; do
+  pid=$(cat "/run/$daemon.pid" 2>/dev/null) && [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = $daemon ] || continue
+  since=$(started "$pid") || continue # it has just ended
+  case $daemon in
+    libvirtd) files='libvirtd qemu network' ;;
+    virtqemud) files='virtqemud qemu' ;;
+    *) files=$daemon ;;
+  esac
+  for file in $files; do
+    written=$(stat -c %Y "/etc/libvirt/$file.conf" 2>/dev/null) || continue
+    [ "$written" -le $((since + 2)) ] || stale=true # both were cut to whole seconds
+  done
+done
+
+printf '{"units": {%s}, "unknown": [%s], "stale": %s}\n' "$standing" "$unknown" "$stale"
