@@ -3,19 +3,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import grp
 import os
 import pwd
 import shutil
 import ssl
 import stat
-import subprocess
 import tempfile
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.kvmfleet.host.plugins.module_utils.record import Record, RecordError, open_record
+from ansible_collections.kvmfleet.host.plugins.module_utils import commands, restore
+from ansible_collections.kvmfleet.host.plugins.module_utils.record import (
+    Record,
+    RecordError,
+    file_before,
+    open_record,
+)
 
 DOCUMENTATION = """
 module: certificate_files
@@ -110,7 +113,6 @@ requests:
 PENDING = "/var/lib/kvmfleet/pki"  # keys whose certificates are still to come
 UNITS = ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
 SERVERS = {"libvirtd": "libvirtd-tls.socket", "virtproxyd": "virtproxyd-tls.socket"}
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 KEY_BITS = "3072"  # RSA, because libvirt and QEMU want a usage that elliptic keys have not
 LARGEST = 1 << 20
 
@@ -123,12 +125,10 @@ Store = dict[str, Any]
 
 
 def run(argv: list[str]) -> tuple[int, str, str]:
-    environment = {"PATH": PATH, "LC_ALL": "C"}
     try:
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, env=environment, check=False)
+        return commands.run(argv)
     except OSError as error:
         raise FilesError(f"{argv[0]} cannot be started: {error.strerror}. Install {argv[0]}.") from error
-    return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
 
 
 def read(path: str) -> str | None:
@@ -258,7 +258,8 @@ def put(path: str, text: str, owner: str, mode: int, record: Record) -> list[str
     if read(path) == text:
         return []
     _folder(os.path.dirname(path), owner, record)
-    _note(path, record)
+    record.note("file", path, file_before(path))
+    record.save()
     descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".kvmfleet")  # mode 0600
     try:
         with os.fdopen(descriptor, "w") as stream:
@@ -293,28 +294,6 @@ def _folder(path: str, owner: str, record: Record) -> None:
     _own(path, owner if os.path.basename(path) == "private" else "root", 0o700 if path.endswith("private") else 0o755)
 
 
-def _note(path: str, record: Record) -> None:
-    before = None
-    text = read(path)
-    if text is not None:
-        found = os.stat(path)
-        before = {
-            "content": text,
-            "mode": stat.S_IMODE(found.st_mode),
-            "owner": _name(pwd.getpwuid, found.st_uid),
-            "group": _name(grp.getgrgid, found.st_gid),
-        }
-    record.note("file", path, before)
-    record.save()
-
-
-def _name(look_up: Any, number: int) -> str:
-    try:
-        return str(look_up(number)[0])
-    except KeyError:
-        return str(number)
-
-
 # --- remove
 
 
@@ -326,17 +305,11 @@ def remove(stores: list[Store], record: Record, check: bool) -> list[str]:
         for path in (*store["key"], *store["certificate"], *store["ca"])
         if record.holds("file", path)
     ]
-    if check:
-        return ours
+    work = restore.Work(restore.Host(), record, check)
     for path in dict.fromkeys(ours):
-        before = record.before("file", path)
-        if before is None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-        else:
-            put(path, before["content"], before["owner"], before["mode"], record)
-        record.forget("file", path)
-    for folder in sorted({os.path.dirname(path) for path in ours}, key=len, reverse=True):
+        restore.settle_file(work, path, record.before("file", path))
+        work.forget("file", path)
+    for folder in () if check else sorted({os.path.dirname(path) for path in ours}, key=len, reverse=True):
         while record.holds("directory", folder) and not os.listdir(folder):
             os.rmdir(folder)
             record.forget("directory", folder)
@@ -352,7 +325,7 @@ def reload_daemons() -> None:
     for daemon, socket in SERVERS.items():
         if not all(run(["systemctl", "is-active", "--quiet", unit])[0] == 0 for unit in (f"{daemon}.service", socket)):
             continue
-        if shutil.which("virt-admin", path=PATH):
+        if commands.which("virt-admin"):
             server = ["virt-admin", "--connect", f"{daemon}:///system", "server-update-tls", daemon]
             if run(server)[0] == 0:
                 continue

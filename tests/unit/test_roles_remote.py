@@ -204,18 +204,24 @@ def test_a_host_gets_its_certificate_and_keeps_its_key(store: dict[str, Any], au
 @needs_openssl
 @root_only
 def test_what_was_in_the_place_comes_back(store: dict[str, Any], authority: Any, pending: Path, tmp_path: Path) -> None:
-    theirs = Path(store["ca"][0])
-    theirs.parent.mkdir(parents=True)
-    theirs.write_text("theirs")
-    theirs.chmod(0o640)
+    ca, certificate, key = (Path(store[kind][0]) for kind in ("ca", "certificate", "key"))
+    for path in (ca, certificate, key):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    ca.symlink_to("theirs.pem")
+    certificate.write_bytes(b"\x30\x82\xff")  # no text
+    key.write_text("theirs")
+    key.chmod(0o640)
+    os.chown(key, 0, 7)  # for whoever is in that group
     issue(store, authority, pending)
     issue(store, authority, pending)
     with open_record(str(tmp_path / "lib/record.json")) as record:
         assert certificate_files.remove([store], record, check=True)
-        assert theirs.read_text() == authority.pem
+        assert ca.read_text() == authority.pem
         certificate_files.remove([store], record, check=False)
-    assert (theirs.read_text(), oct(theirs.stat().st_mode & 0o777)) == ("theirs", "0o640")
-    assert [path for path in (tmp_path / "pki").rglob("*") if path.is_file()] == [theirs]
+    assert os.readlink(ca) == "theirs.pem"
+    assert certificate.read_bytes() == b"\x30\x82\xff"
+    assert (key.read_text(), oct(key.stat().st_mode & 0o777), key.stat().st_gid) == ("theirs", "0o640", 7)
+    assert {path for path in (tmp_path / "pki").rglob("*") if not path.is_dir()} == {ca, certificate, key}
     assert (tmp_path / "lib/record.json").read_text() == "{}\n"
 
 
