@@ -181,6 +181,11 @@ CASES: dict[str, dict[str, Any]] = {
         "libvirt_remote_ca_passphrase": "geheim",
         "libvirt_daemon_settings": {"max_clients": 500},
     },
+    "remote-user": {
+        "libvirt_remote_transports": ["tls"],
+        "libvirt_remote_ca_passphrase": "geheim",
+        "libvirt_security_user": "guests",
+    },
     "remote-modular": {
         "facts": HOSTS["RedHat_9"],
         "libvirt_remote_transports": ["tls"],
@@ -426,6 +431,11 @@ def test_where_daemons_are_modular_others_reach_the_proxy(answers: dict[str, dic
     assert decoded.libvirt.settings["virtqemud.conf"] == {}
     assert {"openssl", "libvirt-daemon-proxy"} <= set(decoded.packages)
     assert decoded.remote.certificates[2].owner == "qemu"
+
+
+def test_whoever_qemu_runs_as_reads_its_key(answers: dict[str, dict[str, Any]]) -> None:
+    decoded = contract(answers, "remote-user")
+    assert (decoded.qemu.user, decoded.remote.certificates[2].owner) == ("guests", "guests")
 
 
 def test_a_host_that_asks_for_passwords_promises_users_and_no_password(answers: dict[str, dict[str, Any]]) -> None:
