@@ -10,6 +10,7 @@ from typing import Any
 
 from ansible_collections.kvmfleet.host.plugins.module_utils import storage_pools
 from ansible_collections.kvmfleet.host.plugins.module_utils.record import Record
+from ansible_collections.kvmfleet.host.plugins.module_utils.storage_host import PoolError
 from ansible_collections.kvmfleet.host.plugins.module_utils.storage_settling import Change, Settling
 
 LIBVIRT_IMAGES = "/var/lib/libvirt/images"  # every platform's labels and rules know this one
@@ -56,7 +57,11 @@ def _selinux(this: Settling, pools: list[Mapping[str, Any]]) -> None:
         if not this.check:
             this.record.save()
             this.host.call(["semanage", "fcontext", "--add", "--type", "virt_image_t", pattern])
-            this.host.call(["restorecon", "-R", storage_pools.path(pool)])
+            try:
+                this.host.call(["restorecon", "-R", storage_pools.path(pool)])
+            except PoolError:  # the next run would find the rule, and be content
+                this.host.run(["semanage", "fcontext", "--delete", pattern], "")
+                raise
     for pattern in this.record.names("selinux_fcontext"):
         if pattern not in wanted:
             change = Change(pattern)
@@ -100,7 +105,11 @@ def _apparmor(this: Settling, paths: list[str]) -> None:
     if not this.check:
         replace(this.record, this.host.root + HELPER_LOCAL, after)
         if this.host.has("apparmor_parser"):  # or no profile is loaded: a kernel with AppArmor, without its package
-            this.host.call(["apparmor_parser", "--replace", HELPER])
+            try:
+                this.host.call(["apparmor_parser", "--replace", HELPER])
+            except PoolError:  # the next run would find the lines, and be content
+                replace(this.record, this.host.root + HELPER_LOCAL, text)
+                raise
 
 
 def replace(record: Record, path: str, text: str) -> None:

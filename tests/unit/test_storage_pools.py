@@ -365,7 +365,7 @@ class Libvirt:
         self.argv.append(argv)
         if argv[0] != "virsh":
             self.calls.append(" ".join(argv))
-            return 0, "", ""
+            return int(argv[0] in self.refuses), "", f"{argv[0]} does not work"
         assert argv[:4] == ["virsh", "-q", "-c", "test:///"]
         out = []
         for words in [part.split() for part in argv[4].split("; ")] if len(argv) == 5 else [argv[4:]]:
@@ -708,6 +708,12 @@ def test_apparmor_lets_the_helper_read_in_folders_of_our_own(libvirt: Libvirt, t
     assert not libvirt.settle(pool(), default)["changed"]
     libvirt.settle()
     assert local.read_text() == "# the administrator's\n"
+    libvirt.refuses.add("apparmor_parser")
+    for _ in range(2):  # what AppArmor has not read is not done
+        with pytest.raises(hosts.PoolError, match="apparmor_parser does not work"):
+            libvirt.settle(pool(), default)
+    assert local.read_text() == "# the administrator's\n"
+    libvirt.calls.clear()
     parser.unlink()  # Debian's kernel has AppArmor whether its package is installed or not
     assert libvirt.settle(pool(), default)["changed"]
     assert labels.BEGIN in local.read_text()
@@ -717,6 +723,11 @@ def test_apparmor_lets_the_helper_read_in_folders_of_our_own(libvirt: Libvirt, t
 def test_selinux_labels_folders_of_our_own_and_takes_the_rule_back(libvirt: Libvirt, tmp_path: Path) -> None:
     (tmp_path / "sys/fs/selinux").mkdir(parents=True)
     (tmp_path / "sys/fs/selinux/enforce").write_text("1")
+    libvirt.refuses.add("restorecon")
+    with pytest.raises(hosts.PoolError, match="restorecon does not work"):
+        libvirt.settle(pool(path="/srv/a.b"))
+    assert libvirt.calls[-1] == r"semanage fcontext --delete /srv/a\.b(/.*)?", "the next run labels what is there"
+    libvirt.refuses.clear()
     libvirt.settle(pool(path="/srv/a.b"))
     add = r"semanage fcontext --add --type virt_image_t /srv/a\.b(/.*)?"
     assert [call for call in libvirt.calls if "--list" not in call and "virsh" not in call][-2:] == [
