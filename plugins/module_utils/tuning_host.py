@@ -107,7 +107,7 @@ def numbers(text: str) -> list[int]:
     found = []
     for part in text.split(","):
         first, _, last = part.partition("-")
-        if not re.match(r"\d+(-\d+)?$", part) or int(last or first) < int(first) or int(last or first) > 65535:
+        if not re.fullmatch(r"\d+(-\d+)?", part) or int(last or first) < int(first) or int(last or first) > 65535:
             raise ValueError(part)
         found += range(int(first), int(last or first) + 1)
     return found

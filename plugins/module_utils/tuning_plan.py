@@ -40,7 +40,7 @@ class Wish(NamedTuple):
 
     def settings(self) -> dict[str, str]:
         """The sysctls, with those of bridges. 1 and 0 for true and false."""
-        plain = {key: str(int(v) if isinstance(v, bool) else v) for key, v in self.sysctls.items()}
+        plain = {key: str(int(v) if isinstance(v, bool) else "" if v is None else v) for key, v in self.sysctls.items()}
         if self.bridge_netfilter != "keep":
             plain.update(dict.fromkeys(BRIDGE, str(int(self.bridge_netfilter == "filter"))))
         return {key: " ".join(plain[key].split()) for key in sorted(plain)}

@@ -60,9 +60,9 @@ def _wrong_pages(host: Host, wish: Wish) -> list[str]:
 def _wrong_settings(host: Host, wish: Wish, live: bool) -> list[str]:
     found = []
     for key, value in wish.settings().items():
-        if not re.match(r"[a-z][\w-]*([./][\w:@-]+)+$", key):
+        if not re.fullmatch(r"[a-z][\w-]*([./][\w:@-]+)+", key):
             found.append(f"{key!r} is no name of a setting: they look like vm.swappiness.")
-        elif not re.match(r"[\w.:,+|/% -]+$", value):
+        elif not re.fullmatch(r"[\w.:,+|/% -]+", value):
             found.append(f"{key} cannot be {value!r}: a value is a number or words.")
         elif live and key.startswith(ALWAYS_THERE) and not host.exists(sysctl_path(key)):
             found.append(f"this kernel has no {key}. Look at `sysctl --all` for the name.")
@@ -85,14 +85,14 @@ def _wrong_values(host: Host, wish: Wish, live: bool) -> list[str]:
         found.append("host_tuning_ksm: this kernel has no KSM. Set it to keep or disabled.")
     if wish.governor and wish.tuned_profile:
         found.append("host_tuning_governor: the profile of tuned chooses the governor. Keep one of the two.")
-    if wish.governor and not re.match(r"\w+$", wish.governor):
+    if wish.governor and not re.fullmatch(r"\w+", wish.governor):
         found.append(f"host_tuning_governor: {wish.governor!r} is no name of a governor, such as performance.")
     elif wish.governor and live:
         found += _wrong_governor(host, wish.governor)
     installed = host.exists("/usr/lib/tuned") and wish.tuned_profile
     folders = ("/usr/lib/tuned", "/usr/lib/tuned/profiles", "/etc/tuned", "/etc/tuned/profiles")
     places = [f"{folder}/{wish.tuned_profile}" for folder in folders]
-    if wish.tuned_profile and not re.match(r"[\w.-]+$", wish.tuned_profile):
+    if wish.tuned_profile and not re.fullmatch(r"[\w.-]+", wish.tuned_profile):
         found.append(f"host_tuning_tuned_profile: {wish.tuned_profile!r} is no name of a profile.")
     elif installed and not any(map(host.exists, places)):
         found.append(f"host_tuning_tuned_profile: tuned has no profile {wish.tuned_profile}, see `tuned-adm list`.")
@@ -118,7 +118,7 @@ def _wrong_processors(host: Host, wish: Wish) -> list[str]:
     try:
         asked = set(numbers(wish.isolated_cpus))
     except ValueError as error:
-        return [f"{name}: {error} is no list of processors: they look like 2-7,10."]
+        return [f"{name}: {str(error)!r} is no list of processors: they look like 2-7,10."]
     there = set(numbers(host.read(f"{CPUS}/present").strip() or "0"))
     if asked - there:
         absent = ", ".join(map(str, sorted(asked - there)[:8]))

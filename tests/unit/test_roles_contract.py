@@ -168,7 +168,10 @@ CASES: dict[str, dict[str, Any]] = {
     "text-lists": {"libvirt_users": "admin", "libvirt_qemu_settings": "max_files=1"},
     "bad-settings": {"libvirt_qemu_settings": {"max_files": 1.5}, "libvirt_daemon_settings": {"tls_port": "1"}},
     "bad-modules": {"kernel_modules_extra": ["vhost-net"], "kernel_modules_options": {"kvm": 1}},
-    "bad-arguments": {"kernel_modules_cmdline": ["hugepages=8", "memmap=4G$8G", "a b"]},
+    "bad-options": {
+        "kernel_modules_options": {"kvm": {"halt poll_ns": 0, "mmu_audit": None, "nx": "1\ninstall kvm x", "tdp": ""}}
+    },
+    "bad-arguments": {"kernel_modules_cmdline": ["hugepages=8", "memmap=4G$8G", "a b", "quiet\n"]},
     "text-arguments": {"kernel_modules_cmdline": "hugepages=8"},
     "bad-reboot": {"kernel_modules_reboot": "always"},
     "bad-profile": {"kvmfleet_profile": "prod"},
@@ -225,7 +228,11 @@ CASES: dict[str, dict[str, Any]] = {
     "sasl-without-password": {"libvirt_remote_sasl_users": [{"name": "backup"}]},
     "sasl-as-text": {"libvirt_remote_sasl_users": ["backup:streng geheim"]},
     "bad-transport": {"libvirt_remote_transports": ["tcp"]},
-    "bad-remote": {"libvirt_remote_names": ["-x"], "libvirt_remote_addresses": ["hv1"], "libvirt_remote_days": 0},
+    "bad-remote": {
+        "libvirt_remote_names": ["-x", "hv2\n"],
+        "libvirt_remote_addresses": ["hv1"],
+        "libvirt_remote_days": 0,
+    },
     "half-a-certificate": {"libvirt_remote_transports": ["tls"], "libvirt_remote_key": "/etc/ssl/hv1.key"},
     "no-such-certificate": {
         "libvirt_remote_transports": ["tls"],
@@ -488,7 +495,8 @@ def test_a_container_need_not_have_the_modules_and_the_arguments(answers: dict[s
         ("text-lists", ["must be lists", "must be a table"]),
         ("bad-settings", ["max_files: its value must be", "tls_port has no effect", "drop-in"]),
         ("bad-modules", ["vhost-net", "such as vhost_net", "kvm needs a table of options"]),
-        ("bad-arguments", ["such as intel_iommu=on", "and not: memmap=4G$8G a b"]),
+        ("bad-options", ['and not: "halt poll_ns", "mmu_audit", "nx", "tdp"', "kernel_modules_options"]),
+        ("bad-arguments", ["such as intel_iommu=on", "and not: memmap=4G$8G a b quiet"]),
         ("text-arguments", ["takes a list of arguments", "not: hugepages=8"]),
         ("bad-guests", ["shutdown_timeout must not be below 0", "here is no URI", "parallel_shutdown has no effect"]),
         ("unknown-policy", ["shutdown. Supported parameters include", "on_shutdown"]),
@@ -496,7 +504,7 @@ def test_a_container_need_not_have_the_modules_and_the_arguments(answers: dict[s
         ("bad-profile", ["lab, production, multi-tenant, got: prod"]),
         ("bad-family", ["auto, monolithic, modular, got: modern"]),
         ("bad-transport", ["ssh, tls", "tcp"]),
-        ("bad-remote", ["no names or addresses of hosts: -x", "systemd listens on addresses", "at least 1"]),
+        ("bad-remote", ["no names or addresses of hosts: -x, hv2\n.", "systemd listens on addresses", "at least 1"]),
         ("sasl-without-tls", ["asked for over tls", "Put tls into libvirt_remote_transports"]),
         ("sasl-for-nobody", ["nobody could log in", "Name somebody there"]),
         ("sasl-elsewhere", ["not known on Alpine", "Take tls out"]),
