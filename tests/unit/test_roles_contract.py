@@ -410,6 +410,11 @@ def test_a_family_that_an_upgrade_left_behind_is_not_promised(answers: dict[str,
     assert contract(answers, "left-behind").libvirt.family == "modular"
 
 
+def test_a_daemon_that_is_not_installed_gets_no_settings(answers: dict[str, dict[str, Any]]) -> None:
+    """Its file would be there when the host was unprovisioned, as no package took it away."""
+    assert set(contract(answers, "left-behind").libvirt.settings) == {"qemu.conf", "virtqemud.conf"}
+
+
 def test_a_password_is_not_in_the_contract(answers: dict[str, dict[str, Any]]) -> None:
     document = answers["configured"]["msg"]["contract"]
     assert "geheim" not in json.dumps(document)
