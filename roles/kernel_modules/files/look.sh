@@ -7,7 +7,6 @@
 #   loadable, absent    which of the modules this kernel can load, or does not have; the others are loaded or built in
 #   stale               whether one of the options is live with another value
 #   arguments           whether the record of kernel arguments is there, so that some may have to go
-#   no_folder           the folders for the configuration of modules that a bare image lacks
 release=$(uname -r)
 tree=/lib/modules/$release
 
@@ -47,11 +46,6 @@ cpu=$(grep -m1 -ow -e vmx -e svm /proc/cpuinfo | head -n1)
 if [ -c /dev/kvm ] && (: <>/dev/kvm) 2>/dev/null; then node=true; else node=false; fi
 if [ -e /etc/kvmfleet/kernel-arguments.json ]; then arguments=true; else arguments=false; fi
 
-no_folder=
-for folder in /etc/modprobe.d /etc/modules-load.d; do
-  [ -d "$folder" ] || no_folder="$no_folder${no_folder:+, }\"$folder\""
-done
-
 printf '{"kernel": "%s", "cpu": "%s", "node": %s, "loadable": [%s], "absent": [%s], ' \
   "$release" "$cpu" "$node" "$loadable" "$absent"
-printf '"stale": %s, "arguments": %s, "no_folder": [%s]}\n' "$stale" "$arguments" "$no_folder"
+printf '"stale": %s, "arguments": %s}\n' "$stale" "$arguments"
