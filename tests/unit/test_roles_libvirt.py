@@ -262,6 +262,44 @@ def test_settings_that_are_no_table_are_refused() -> None:
 # --- the look at the host
 
 
+@pytest.fixture
+def look(tmp_path: Path) -> Any:
+    """The script with a systemctl and a getent that say something."""
+
+    def run(systemctl: str, *question: str) -> subprocess.CompletedProcess[str]:
+        for name, text in (("systemctl", systemctl), ("getent", f"test $2 = libvirt && echo {MEMBERS}")):
+            (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+            (tmp_path / name).chmod(0o755)
+        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+        command = ["/bin/sh", "-s", "--", *question]
+        return subprocess.run(command, input=LOOK.read_text(), env=environment, capture_output=True, text=True)
+
+    return run
+
+
+MEMBERS = "libvirt:x:107:admin,backup"
+SHOWN = """
+Id=libvirtd.service
+LoadState=loaded
+UnitFileState=enabled
+ActiveState=inactive
+
+Id=virtqemud.service
+LoadState=not-found
+"""
+
+
+def test_a_look_tells_units_and_who_is_in_the_group(look: Any) -> None:
+    said = json.loads(look(f"echo '{SHOWN}'", "@libvirt", "libvirtd.service", "virtqemud.service").stdout)
+    assert said["units"] == {"libvirtd.service": {"enabled": True, "active": False, "masked": False}}
+    assert (said["members"], said["unknown"]) == ("admin,backup", [])
+
+
+def test_a_systemd_that_does_not_answer_is_not_taken_for_a_host_without_libvirt(look: Any) -> None:
+    done = look("echo 'Failed to connect to bus' >&2; exit 1", "@libvirt", "libvirtd.service")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "Failed to connect to bus\n")
+
+
 @pytest.mark.parametrize(
     ("daemon", "file", "stale"),
     [
@@ -276,6 +314,7 @@ def test_a_daemon_that_is_older_than_its_settings_is_seen(tmp_path: Path, daemon
     shutil.copy(Path("/bin/sleep").resolve(), tmp_path / daemon)
     (tmp_path / file).touch()
     script = LOOK.read_text().replace("/run/", f"{tmp_path}/").replace("/etc/libvirt/", f"{tmp_path}/")
+    script = script.replace("systemctl show", "echo")  # there may be none here
 
     def seen() -> Any:
         command = ["/bin/sh", "-s", "--", f"{daemon}.service"]

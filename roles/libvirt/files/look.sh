@@ -1,15 +1,17 @@
 # shellcheck shell=sh
 # Says in one line of JSON what libvirt's packages brought and where its units stand. Changes nothing.
-# Arguments: names of units; and LENS:KEY for a setting, for example libvirtd_qemu:max_files.
+# Arguments: names of units; LENS:KEY for a setting, for example libvirtd_qemu:max_files; and @GROUP.
 #   units    NAME -> {enabled, active, masked}, of those that exist
 #   unknown  the settings that libvirt's own description of its files, an Augeas lens, does not list; libvirt itself
 #            would ignore them without a word
+#   members  of the group, with commas between them
 #   stale    whether a daemon runs that started before its files were written: it obeys what they said then, as after a
 #            run that ended before the restart
-units='' unknown=''
+units='' unknown='' members=''
 for argument in "$@"; do
   lens=/usr/share/augeas/lenses/${argument%%:*}.aug
   case $argument in
+  @*) members=$(getent group "${argument#@}" | cut -d: -f4) ;;
   *:*) [ ! -e "$lens" ] || grep -q "\"${argument#*:}\"" "$lens" || unknown="$unknown${unknown:+, }\"${argument#*:}\"" ;;
   *) units="$units $argument" ;;
   esac
@@ -17,7 +19,8 @@ done
 
 # shellcheck disable=SC2086 # names of units hold no blanks
 if command -v systemctl >/dev/null 2>&1; then
-  standing=$(systemctl show --property=Id,LoadState,UnitFileState,ActiveState -- $units | awk -F= '
+  shown=$(systemctl show --property=Id,LoadState,UnitFileState,ActiveState -- $units) || exit # it has said why
+  standing=$(echo "$shown" | awk -F= '
     function flush() {
       if (unit["LoadState"] == "loaded" || unit["LoadState"] == "masked") {
         printf "%s\"%s\": {\"enabled\": %s, \"active\": %s, \"masked\": %s}", separator, unit["Id"],
@@ -59,4 +62,4 @@ for daemon in libvirtd virtqemud virtproxyd; do
   done
 done
 
-printf '{"units": {%s}, "unknown": [%s], "stale": %s}\n' "$standing" "$unknown" "$stale"
+printf '{"units": {%s}, "unknown": [%s], "members": "%s", "stale": %s}\n' "$standing" "$unknown" "$members" "$stale"
