@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import subprocess
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.kvmfleet.host.plugins.module_utils import commands
 from ansible_collections.kvmfleet.host.plugins.module_utils.record import Record, RecordError, open_record
 from ansible_collections.kvmfleet.host.plugins.module_utils.tuning_host import (
     KSM_RUN,
@@ -442,13 +441,6 @@ def _mounts(work: Work, wish: Wish) -> None:
 # --- Ansible's side
 
 
-def run(argv: list[str]) -> tuple[int, str, str]:
-    environment = {"PATH": PATH, "LC_ALL": "C"}
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, env=environment, check=False)
-    return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
-
-
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CHOICES = {
     "ksm": ["keep", "disabled", "enabled", "ksmtuned"],
     "bridge_netfilter": ["keep", "bypass", "filter"],
@@ -471,7 +463,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    host = Host(run=run, which=lambda command: shutil.which(command, path=PATH))
+    host = Host(run=commands.run, which=commands.which)
     wish = Wish(**{name: module.params[name] for name in Wish._fields})
     try:
         with open_record(check=module.check_mode) as record:

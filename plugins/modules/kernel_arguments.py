@@ -10,11 +10,10 @@ import glob
 import json
 import os
 import re
-import shutil
-import subprocess
 from typing import Any, NamedTuple
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.kvmfleet.host.plugins.module_utils import commands
 
 DOCUMENTATION = """
 module: kernel_arguments
@@ -119,8 +118,8 @@ class Host(NamedTuple):
     """Where this touches the host; tests put something else there. `run` gives an exit code, output and complaint."""
 
     root: str = ""
-    run: Any = None
-    which: Any = shutil.which
+    run: Any = commands.run
+    which: Any = commands.which
 
     def read(self, path: str) -> str:
         """The text of a file, "" where there is none."""
@@ -346,13 +345,6 @@ def _remember(host: Host, record: Record) -> None:
     host.write(RECORD, json.dumps(record._asdict(), indent=2, sort_keys=True) + "\n")
 
 
-def run(argv: list[str]) -> tuple[int, str, str]:
-    environment = {"PATH": PATH, "LC_ALL": "C"}
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, env=environment, check=False)
-    return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
-
-
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
@@ -360,9 +352,8 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={"arguments": {"type": "list", "elements": "str", "required": True}}, supports_check_mode=True
     )
-    host = Host(run=run, which=lambda command: shutil.which(command, path=PATH))
     try:
-        result = settle(host, module.params["arguments"], check=module.check_mode)
+        result = settle(Host(), module.params["arguments"], check=module.check_mode)
     except ArgumentsError as error:
         module.fail_json(msg=str(error))
     except OSError as error:

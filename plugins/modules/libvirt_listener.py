@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.kvmfleet.host.plugins.module_utils import commands
 from ansible_collections.kvmfleet.host.plugins.module_utils.record import Record, RecordError, open_record
 
 DOCUMENTATION = """
@@ -63,7 +63,6 @@ FOLDER = "/etc/systemd/system"
 HEADER = "# Written by kvmfleet, role libvirt_remote. Changes made here are lost.\n"
 USUAL_PORT = 16514
 TRIES = 5  # a client may start the service again between its stop and the start of the socket
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class ListenerError(Exception):
@@ -231,12 +230,6 @@ def settle(host: Host, record: Record, wanted: dict[str, Any], *, check: bool) -
     return plan
 
 
-def run(argv: list[str]) -> tuple[int, str, str]:
-    environment = {"PATH": PATH, "LC_ALL": "C"}
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, env=environment, check=False)
-    return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
-
-
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -249,7 +242,7 @@ def main() -> None:
     )
     try:
         with open_record(check=module.check_mode) as record:
-            plan = settle(Host(run), record, module.params, check=module.check_mode)
+            plan = settle(Host(commands.run), record, module.params, check=module.check_mode)
     except (ListenerError, RecordError) as error:
         module.fail_json(msg=str(error))
     except OSError as error:

@@ -7,13 +7,12 @@ import glob
 import ipaddress
 import os
 import re
-import shutil
-import subprocess
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.kvmfleet.host.plugins.module_utils import commands
 from ansible_collections.kvmfleet.host.plugins.module_utils import networks as declared
 from ansible_collections.kvmfleet.host.plugins.module_utils.network_xml import NetworkXmlError, normal, parse
 from ansible_collections.kvmfleet.host.plugins.module_utils.record import Record, RecordError, open_record
@@ -102,7 +101,6 @@ taken:
 """
 
 URI = "qemu:///system"
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 KIND = "network"  # in the record
 SETTLE = (
     "It acts once the network is restarted: provision again when no guest uses it, or set kvmfleet_allow_disruption."
@@ -129,9 +127,9 @@ Answer = tuple[int, str, str]
 class Host(NamedTuple):
     """Where this touches the host; tests put something else there."""
 
-    run: Callable[[Sequence[str], str], Answer]
+    run: Callable[[list[str], str], Answer]
     root: str = ""
-    which: Callable[[str], Any] = shutil.which
+    which: Callable[[str], Any] = commands.which
 
     def virsh(self, *arguments: str, stdin: str = "") -> str:
         """What virsh printed. Raises NetworksError when it complained."""
@@ -621,12 +619,6 @@ def _stop_without_device(host: Host, network: Mapping[str, Any], bridges: Sequen
             )
 
 
-def run(argv: Sequence[str], stdin: str) -> Answer:
-    environment = {"PATH": PATH, "LC_ALL": "C", "HOME": "/root"}
-    done = subprocess.run(list(argv), input=stdin.encode(), capture_output=True, env=environment, check=False)
-    return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
-
-
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -637,7 +629,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    host = Host(run, which=lambda command: shutil.which(command, path=PATH))
+    host = Host(commands.run)
     networks, check = module.params["networks"], module.check_mode or module.params["look"]
     problems = declared.wrong(networks)
     if problems:

@@ -10,12 +10,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import subprocess
 from typing import Any, NamedTuple
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.kvmfleet.host.plugins.module_utils import port_rules
+from ansible_collections.kvmfleet.host.plugins.module_utils import commands, port_rules
 from ansible_collections.kvmfleet.host.plugins.module_utils.port_rules import OPENRC_FILE, POLICY_FILE, RULES_FILE
 from ansible_collections.kvmfleet.host.plugins.module_utils.record import RecordError, open_record
 
@@ -103,7 +101,6 @@ ExecStop=-{{nft}} delete table inet {port_rules.TABLE}
 [Install]
 WantedBy=multi-user.target nftables.service
 """
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class GuardError(Exception):
@@ -118,7 +115,7 @@ class Host(NamedTuple):
     check: bool
     done: list[str]
     root: str = ""
-    which: Any = lambda command: shutil.which(command, path=PATH)
+    which: Any = commands.which
 
     def read(self, path: str) -> str:
         try:
@@ -290,13 +287,6 @@ def _ufw(host: Host, wanted: set[tuple[str, str]]) -> None:
             host.record.forget("ufw", f"allow proto tcp from {source} to any port {ports}")
 
 
-def run(argv: list[str], given: str) -> tuple[int, str, str]:
-    """Exit code, output and complaint."""
-    environment = {"PATH": PATH, "LC_ALL": "C", "LANG": "C"}
-    done = subprocess.run(argv, input=given.encode(), capture_output=True, env=environment, check=False)
-    return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
-
-
 def main() -> None:
     lists = {"type": "list", "elements": "str", "default": []}
     module = AnsibleModule(
@@ -312,7 +302,7 @@ def main() -> None:
     try:
         rules = port_rules.guard(given["sources"], given["opened"], given["closed"])
         with open_record(check=module.check_mode) as record:
-            host = Host(run, record, module.check_mode, [])
+            host = Host(commands.run, record, module.check_mode, [])
             before = host.read(RULES_FILE), host.read(POLICY_FILE)
             backend = settle(host, given["backend"], rules)
     except (GuardError, RecordError, port_rules.RulesError) as error:

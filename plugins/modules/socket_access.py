@@ -9,12 +9,11 @@ from __future__ import annotations
 import grp
 import os
 import re
-import shutil
 import stat
-import subprocess
 from typing import Any, NamedTuple
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.kvmfleet.host.plugins.module_utils import commands
 from ansible_collections.kvmfleet.host.plugins.module_utils.record import RecordError, open_record
 
 DOCUMENTATION = """
@@ -72,7 +71,6 @@ wider:
 FOLDER = "/etc/systemd/system"
 DROPIN = "kvmfleet-access.conf"
 HEADER = "# Written by kvmfleet, role libvirt_security. Changes made here are lost.\n"
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class AccessError(Exception):
@@ -88,7 +86,7 @@ class Host(NamedTuple):
     done: list[str]
     wider: list[str]  # what waits for a call that may widen
     root: str = ""
-    which: Any = lambda command: shutil.which(command, path=PATH)
+    which: Any = commands.which
 
     def read(self, path: str) -> str:
         try:
@@ -220,13 +218,6 @@ def _group(gid: int) -> str:
         return str(gid)
 
 
-def run(argv: list[str]) -> tuple[int, str, str]:
-    """Exit code, output and complaint."""
-    environment = {"PATH": PATH, "LC_ALL": "C", "LANG": "C"}
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, env=environment, check=False)
-    return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
-
-
 def main() -> None:
     lists = {"type": "list", "elements": "str", "default": []}
     module = AnsibleModule(
@@ -241,7 +232,7 @@ def main() -> None:
     given = module.params
     try:
         with open_record(check=module.check_mode) as record:
-            host = Host(run, record, module.check_mode, [], [])
+            host = Host(commands.run, record, module.check_mode, [], [])
             settle(host, given["sockets"], given["group"], given["masked"], widen=given["widen"])
     except (AccessError, RecordError) as error:
         module.fail_json(msg=str(error))
