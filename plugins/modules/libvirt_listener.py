@@ -57,6 +57,11 @@ moves:
   returned: success
   type: list
   elements: str
+recorded:
+  description: The files in the host's record, so that nobody need ask for those that were never there.
+  returned: success
+  type: list
+  elements: str
 """
 
 FOLDER = "/etc/systemd/system"
@@ -243,11 +248,12 @@ def main() -> None:
     try:
         with open_record(check=module.check_mode) as record:
             plan = settle(Host(commands.run), record, module.params, check=module.check_mode)
+            recorded = record.names("file")
     except (ListenerError, RecordError) as error:
         module.fail_json(msg=str(error))
     except OSError as error:
         module.fail_json(msg=f"{error.filename}: {error.strerror}")
-    module.exit_json(changed=bool(plan.moves), moves=plan.moves, diff=plan.diff)
+    module.exit_json(changed=bool(plan.moves), moves=plan.moves, diff=plan.diff, recorded=recorded)
 
 
 if __name__ == "__main__":
