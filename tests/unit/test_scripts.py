@@ -96,6 +96,35 @@ def test_a_part_that_failed_stops_no_other_and_fails_the_whole(checkout: Checkou
     assert parts(done)[1].startswith("unit: passed")
 
 
+BESIDE = """
+wait_for() { until test -e "$HERE/$1"; do sleep 0.05; done; }
+case $1 in
+    tests/vm) : > "$HERE/begun"; wait_for rest; echo "the end of vm" ;;
+    tests/unit) wait_for begun ;;
+    tests/hosts) echo "nice $(nice)"; : > "$HERE/rest" ;;
+esac
+"""
+
+
+def test_the_machine_is_at_work_beside_the_other_parts_which_give_way_and_speaks_in_its_turn(
+    checkout: Checkout,
+) -> None:
+    checkout.script(".venv/bin/pytest", BESIDE)
+    done = checkout.run("scripts/test", "unit", "hosts", "vm")
+    assert done.returncode == 0
+    lowered = min(os.nice(0) + 10, 19)
+    hosts, vm = done.stdout.partition("== hosts ==")[2].split("== vm ==")
+    assert hosts.strip() == f"nice {lowered}"
+    assert vm.strip().splitlines()[0] == "the end of vm"
+
+
+def test_a_machine_part_that_is_killed_is_no_success(checkout: Checkout) -> None:
+    checkout.script(".venv/bin/pytest", 'test "$1" != tests/vm || kill -KILL $PPID')
+    done = checkout.run("scripts/test", "unit", "vm")
+    assert done.returncode == 1
+    assert "vm: FAILED, it was killed" in parts(done)
+
+
 def test_an_unknown_part_is_named(checkout: Checkout) -> None:
     done = checkout.run("scripts/test", "units")
     assert done.returncode == 1
