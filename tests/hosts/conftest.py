@@ -16,15 +16,20 @@ FILES = "cd /etc; find . -xdev -type f -print0 | sort -z | xargs -0 sha256sum"
 KVMFLEET = (sys.executable, "-P", "-m", "orchestrator")
 
 
+# Stories about the commands. Those about what the roles do have another lab, which is made bare again in the end.
+COMMANDS = tuple(f"test_story{of}.py" for of in ("", "_agreement", "_drift", "_rough", "_schedule"))
+
+
 class ByLab(LoadScopeScheduling):
-    """Tests of one lab run on one worker, in their order: those of the story together, each other file alone.
+    """Tests of one lab run on one worker, in their order: those of each story together, each other file alone.
 
     Not xdist's groups: they are marks that it writes into the names of tests, which pytest 9.2 does not let it do.
     """
 
     def _split_scope(self, nodeid):
         path = nodeid.partition("::")[0]
-        return "story" if Path(path).name.startswith("test_story") else path
+        name = Path(path).name
+        return "commands" if name in COMMANDS else "roles" if name.startswith("test_story") else path
 
 
 def pytest_xdist_make_scheduler(config, log):
@@ -91,7 +96,10 @@ def ansible(environment):
 
 @pytest.fixture(scope="session")
 def inventory(kvmfleet):
-    """A lab of one Debian 12 host, story-1, and one Debian 13 host, story-2: bare at first, removed at the end."""
+    """A lab of one Debian 12 host, story-1, and one Debian 13 host, story-2: bare at first, removed at the end.
+
+    Each worker that has a story has one: its state is its own, and so are the lab's network and control groups.
+    """
     up = kvmfleet("lab", "up", "story", "--provider", "container", "--yes", "--bare")
     try:
         assert up.returncode == 0, up.stderr

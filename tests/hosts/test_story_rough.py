@@ -33,6 +33,17 @@ def processes(*words):
     return found
 
 
+def guests(inventory):
+    """The proofs that run on hosts of this lab; on those of others, guests come and go meanwhile."""
+    lab = json.loads(Path(inventory).with_name("lab.json").read_text())["id"]
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if b"guest=kvmfleet-proof-" in (path / "cmdline").read_bytes():
+                found += [path] if f"/kvmfleet-{lab}-" in (path / "cgroup").read_text() else []
+    return found
+
+
 def playing(inventory):
     """Whether an ansible-playbook works on our inventory."""
     return processes("ansible-playbook", str(inventory))
@@ -42,7 +53,7 @@ PHASES = {
     # what to run, and when to interrupt it
     "reading the inventory": (["provision"], lambda inventory: processes("ansible-inventory", inventory)),
     "converging": (["provision", "--force"], playing),
-    "a guest that boots": (["validate"], lambda _: processes("qemu-system", "guest=kvmfleet-proof-")),
+    "a guest that boots": (["validate"], guests),
 }
 
 
@@ -58,7 +69,7 @@ def test_ctrl_c_ends_everything_and_exits_130(kvmfleet_start, inventory, on, pha
     assert "interrupted" in err
     assert out == ""
     assert processes(inventory) == []
-    until(lambda: not processes("guest=kvmfleet-proof-"), limit_s=30)  # libvirt ends the guest when its owner is gone
+    until(lambda: not guests(inventory), limit_s=30)  # libvirt ends the guest when its owner is gone
     for host in HOSTS:
         assert on(host, "virsh --connect qemu:///system list --all --name").strip() == ""
         assert on(host, "find /var/lib/libvirt -name kvmfleet-proof-\\*") == ""
@@ -145,12 +156,12 @@ def _paths_of_sudo(inventory):
 
 def test_a_killed_collector_leaves_no_guest_and_its_files_to_the_next_boot(kvmfleet_start, kvmfleet, inventory, on):
     run = kvmfleet_start("validate", "-i", inventory, "-l", HOSTS[0], "--json")
-    until(lambda: processes("qemu-system", "guest=kvmfleet-proof-") or run.poll() is not None)
+    until(lambda: guests(inventory) or run.poll() is not None)
     on(HOSTS[0], 'pkill -KILL -f "^/usr/bin/python3 -I -c import sys"')
     out, err = run.communicate(timeout=60)
     assert run.returncode == 1, err
     assert json.loads(out)["hosts"][0]["verdict"] == "unknown"
-    until(lambda: not processes("guest=kvmfleet-proof-"), limit_s=30)
+    until(lambda: not guests(inventory), limit_s=30)
     assert on(HOSTS[0], "virsh --connect qemu:///system list --all --name").strip() == ""
     left = on(HOSTS[0], "find /var/lib/libvirt -name kvmfleet-proof-\\*").split()
     assert left, "nobody was there to remove them"
