@@ -3,12 +3,12 @@
 import time
 
 
-def until(true, limit_s=60):
-    """Returns as soon as `true()` is; looks ten times a second."""
+def until(true, limit_s=60, pause_s=0.1):
+    """Returns as soon as `true()` is; looks ten times a second, unless a look costs as much as what is awaited."""
     end_s = time.monotonic() + limit_s
     while not true():
         assert time.monotonic() < end_s, "it did not happen in time"
-        time.sleep(0.1)
+        time.sleep(pause_s)
 
 
 def until_same(look, expected, limit_s=60):
