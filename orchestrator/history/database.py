@@ -302,8 +302,6 @@ _UNWRITABLE = (
 
 # Codes of PostgreSQL, or the class that they begin with (https://www.postgresql.org/docs/current/errcodes-appendix.html).
 _POSTGRESQL_HINTS = {
-    "28": "Let this user in (pg_hba.conf); a password belongs into ~/.pgpass, or into KVMFLEET_STORE.",
-    "3D": "Make the database first: createdb --encoding UTF8 --owner USER DATABASE",
     "42501": "Let the user own the database, or: GRANT CREATE ON SCHEMA public TO USER",
     "22P05": "The database is not in UTF-8. Make another: createdb --encoding UTF8 --template template0",
     "25006": "That server only reads. Name the one that writes.",
@@ -311,6 +309,10 @@ _POSTGRESQL_HINTS = {
     "55P03": "Another run has been writing for too long. See what the server does: SELECT * FROM pg_stat_activity",
 }
 _UNKNOWN_HINT = "See whether the database answers, and whether its user may write there."
+_NO_CONNECTION_HINT = (
+    "See that the server answers there, lets this user in (pg_hba.conf; a password belongs into ~/.pgpass or"
+    " KVMFLEET_STORE), and has the database: createdb --encoding UTF8 --owner USER DATABASE"
+)
 
 
 @contextmanager
@@ -335,5 +337,7 @@ def _explained(url: sa.URL) -> Iterator[None]:
 
 
 def _postgresql_hint(error: object) -> str:
-    code = getattr(error, "sqlstate", None) or ""
+    code = getattr(error, "sqlstate", "")
+    if code is None:  # the server never answered, or libpq said why in words alone, as it does while it connects
+        return _NO_CONNECTION_HINT
     return _POSTGRESQL_HINTS.get(code) or _POSTGRESQL_HINTS.get(code[:2]) or _UNKNOWN_HINT

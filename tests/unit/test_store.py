@@ -401,6 +401,16 @@ def test_a_server_that_only_reads_is_read(server: str) -> None:
         assert "Name the one that writes" in caught.value.hint
 
 
+def test_a_server_that_does_not_let_us_in_is_told_with_what_it_wants(server: str) -> None:
+    """libpq hands on no code while it connects, so one hint has to serve."""
+    with pytest.raises(StoreError, match='database "nowhere" does not exist') as caught:
+        Store(server.replace("/postgres?", "/nowhere?"))
+    assert "createdb" in caught.value.hint
+    with pytest.raises(StoreError, match='role "nobody" does not exist') as caught:
+        Store(server.replace("//tester@", "//nobody@"))
+    assert "pg_hba.conf" in caught.value.hint
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_the_right_to_write_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
