@@ -7,6 +7,7 @@ a kill at any moment, and nothing that lacks the id is ever touched.
 
 from __future__ import annotations
 
+import os
 import secrets
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -145,8 +146,19 @@ def new_id() -> str:
 
 
 def names() -> tuple[str, ...]:
-    """The labs that have a record, in order of their names."""
-    return tuple(sorted(path.parent.name for path in labs_folder().glob(f"*/{_FILE}")))
+    """The labs that have a record, in order of their names.
+
+    Raises:
+        LabError: Their folder cannot be read, which is another user's perhaps.
+    """
+    folder = labs_folder()
+    try:
+        found = sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    except OSError as e:
+        raise _not_ours(folder, e) from e
+    return tuple(name for name in found if os.path.exists(folder / name / _FILE))
 
 
 def read(name: str) -> Lab | None:
@@ -161,13 +173,17 @@ def read(name: str) -> Lab | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as e:
-        hint = "Look at the lab as the user who made it; KVMFLEET_STATE_DIR names where labs are."
-        raise LabError(f"{file}: {e.strerror}.", hint=hint) from e
+        raise _not_ours(file, e) from e
     except msgspec.DecodeError as e:
         raise LabError(f"{file} cannot be read: {e}.", hint="It says what belongs to the lab; restore it.") from e
     if lab.schema != SCHEMA:
         raise LabError(f"{file} has schema {lab.schema}, this kvmfleet knows {SCHEMA}.")
     return lab
+
+
+def _not_ours(path: Path, error: OSError) -> LabError:
+    hint = "Look at the lab as the user who made it; KVMFLEET_STATE_DIR names where labs are."
+    return LabError(f"{path}: {error.strerror}.", hint=hint)
 
 
 def write(lab: Lab) -> None:

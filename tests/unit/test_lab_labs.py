@@ -225,6 +225,15 @@ def test_an_unknown_lab_is_an_error_that_names_the_known_ones(paper):
         assert "one" in caught.value.hint
 
 
+def test_labs_that_cannot_be_read_are_not_called_missing(paper, tmp_path):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state/labs").symlink_to("labs")  # a loop stops root, too
+    for call in (labs.lab_of, labs.find):
+        with pytest.raises(LabError, match=r"labs.*: Too many levels of symbolic links") as caught:
+            call("lab-1")
+        assert "the user who made it" in caught.value.hint
+
+
 def test_a_machine_that_cannot_run_a_lab_is_left_as_it_was(paper, tmp_path):
     paper.missing = "no"
     with pytest.raises(LabError, match="no"):
