@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -200,7 +201,7 @@ def complain(error: KvmfleetError) -> None:
     """What, where and why; then what to do next."""
     click.echo(f"kvmfleet: {error.message}", err=True)
     if error.hint:
-        click.echo(f"  {error.hint}", err=True)
+        click.echo(textwrap.indent(error.hint, "  "), err=True)
 
 
 def log(verbosity: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 import click
@@ -56,7 +57,7 @@ def doctor(as_json: bool) -> None:
         if found.history.where:
             click.echo(f"history {found.history.where}: {_known(found.history)}")
         for problem in found.problems:
-            click.echo(f"{problem.level:<7} {problem.what}\n        {problem.fix}")
+            click.echo(f"{problem.level:<7} {problem.what}\n{textwrap.indent(problem.fix, ' ' * 8)}")
         click.echo("No problem found." if not found.problems else f"{len(found.problems)} found.")
     if any(problem.level == "error" for problem in found.problems):
         raise SystemExit(1)

@@ -100,7 +100,7 @@ def _host(host: HostDrift, inventory: Sequence[str], *, strict: bool) -> ET.Elem
     if host.state not in TOLD:
         ET.SubElement(case, "error", message=f"{host.state}: {printable(host.problem)}").text = "\n".join(lines) or None
     elif host.items:
-        told = f"{len(host.items)} items drifted" + (f"; {waiting}" if waiting else "")
+        told = f"{len(host.items)} item{'s' * (len(host.items) != 1)} drifted" + (f"; {waiting}" if waiting else "")
         ET.SubElement(case, "failure", message=told).text = "\n".join(lines)
     elif waiting:
         if strict:

@@ -18,7 +18,7 @@ import pytest
 from evidence import host as evidence_of
 
 import orchestrator
-from orchestrator import inventory, recording, rollout
+from orchestrator import doctor, inventory, recording, rollout
 from orchestrator.cli.main import cli, main
 from orchestrator.cli.options import PROFILES, BootType
 from orchestrator.cli.output import Output, Reports
@@ -689,6 +689,17 @@ def test_the_doctor_tells_where_the_history_is_and_what_is_wrong_with_its_url_be
     assert found["history"] == {"where": "", "schema": None, "size_bytes": None}
     assert found["problems"][0]["what"] == "history: mysql is no database that is supported."
     assert "sesame" not in out
+
+
+def test_what_to_do_in_several_lines_stands_below_the_problem(run, state, monkeypatch):
+    def fail(_store):
+        raise KvmfleetError("No.", hint="One\nand two.")
+
+    monkeypatch.setattr(doctor, "examine", fail)
+    assert run("doctor")[2] == "kvmfleet: No.\n  One\n  and two.\n"
+    report = doctor.Diagnosis(doctor.History(), (doctor.Problem("note", "No.", "One\nand two."),))
+    monkeypatch.setattr(doctor, "examine", lambda _store: report)
+    assert run("doctor")[1].startswith("note    No.\n        One\n        and two.\n")
 
 
 def test_an_option_names_the_history_of_a_group_and_its_commands(run, state, tmp_path):

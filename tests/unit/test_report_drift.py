@@ -258,6 +258,8 @@ def test_junit_has_a_case_for_each_host_with_what_drifted():
     assert "sysctl:vm.swappiness\n  expected: live 10\n  seen: live 60\n  since: 2023-11-14" in failure.text
     assert "heal: kvmfleet provision -i inv --limit hv2" in failure.text
     assert "\\x1b[2J6.2" in failure.text
+    (alone,) = ET.fromstring(junit.render_drift([HostDrift("hv1", "drifted", items=(SWAP,))], ())).iter("failure")
+    assert alone.get("message") == "1 item drifted"
     error = root.find("testsuite/testcase[@name='hv4']/error")
     assert error.get("message") == "unreachable: connection \\x1b[2Jrefused"
     assert "pending" in root.find("testsuite/testcase[@name='hv3']/system-out").text
