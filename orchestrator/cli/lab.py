@@ -271,6 +271,7 @@ def lab_down(name: str, dry_run: bool, yes: bool) -> None:
             click.echo(f"would remove {thing}")
         return
     if not yes:
+        labs.down(name, dry_run=True, progress=ignore)  # a lab that is not there is not asked about
         if not sys.stdin.isatty():
             raise UsageError(f"Removing lab {name} needs a yes, and there is no terminal to ask at.", hint="Add --yes.")
         if not click.confirm(f"Remove lab {name} with all that is in its hosts?", err=True):

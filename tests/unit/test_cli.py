@@ -129,7 +129,7 @@ def test_an_inventory_that_is_not_there_exits_1(run, state, inventory):
 
 
 def test_a_lab_that_is_not_there_exits_1_with_what_to_do(run, state):
-    for arguments in (["lab", "status"], ["lab", "down", "lab", "--dry-run"], ["lab", "ssh", "lab-1"]):
+    for arguments in (["lab", "status"], ["lab", "down"], ["lab", "down", "lab", "--dry-run"], ["lab", "ssh", "lab-1"]):
         code, _, err = run(*arguments)
         assert code == 1
         assert "no lab" in err.lower()
@@ -145,6 +145,7 @@ def test_unprovision_does_not_go_on_without_a_yes(run, state, monkeypatch):
 
 
 def test_lab_down_does_not_go_on_without_a_yes(run, state):
+    (state / "labs/lab").mkdir(parents=True)
     code, _, err = run("lab", "down")
     assert code == 1
     assert "--yes" in err
