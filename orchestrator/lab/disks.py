@@ -28,7 +28,7 @@ from orchestrator.lab import debs, images
 from orchestrator.lab.command import run
 from orchestrator.lab.spec import IMAGE, SYSTEMS, Progress
 
-__all__ = ["DISK_MIB", "RECIPE", "build", "disk", "index", "info", "take"]
+__all__ = ["DISK_MIB", "RECIPE", "build", "disk", "index", "info", "refuse", "take"]
 
 DISK_MIB = 8192
 """What a built disk offers; its file holds only what was written."""
@@ -100,7 +100,9 @@ mke2fs -q -t ext4 -L lab -E "offset=$4,lazy_itable_init=1,lazy_journal_init=1" -
 _GAP_MIB = 1  # before the first partition, as every partitioner leaves it; GRUB's core is in it
 _SECTOR, _BOOT_CODE = 512, 440  # what of the first sector is code; the partition table follows
 _CHUNK = 1 << 20
+_SIGNATURE = b"\x55\xaa"  # of a sector that PC firmware starts
 _FORMATS = ("qcow2", "raw")
+_IMAGE_HINT = "--image takes a cloud image, qcow2 or raw, from a file or an http(s) address."
 _ROOM = "Make room there, or let KVMFLEET_CACHE_DIR name another place."
 
 
@@ -184,7 +186,35 @@ def info(path: Path) -> Mapping[str, Any]:
             f"{path} is in the format {told['format']}; a lab takes {' and '.join(_FORMATS)}.",
             hint=f"Convert it: qemu-img convert -O qcow2 {path} image.qcow2",
         )
+    if told["format"] == "raw" and not _boots(path):  # as QEMU calls whatever it does not know
+        raise LabError(f"{path} is no disk image: it does not begin with a boot sector.", hint=_IMAGE_HINT)
     return told
+
+
+def _boots(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(_SECTOR)[-len(_SIGNATURE) :] == _SIGNATURE
+
+
+def refuse(source: str, sha256: str) -> None:
+    """What can be told of an image before anything is made.
+
+    Raises:
+        LabError: Its address has no checksum, the checksum is none, or the file cannot be read.
+    """
+    if sha256 and not re.fullmatch("[0-9a-f]{64}", sha256.lower()):
+        raise LabError(f"{sha256!a} is no SHA-256.", hint="It has 64 hexadecimal digits; sha256sum prints it.")
+    if not _remote(source):
+        _readable(Path(source)).close()
+    elif not sha256:
+        raise LabError(
+            "An image from an address needs --sha256: nothing else tells that it is the right one.",
+            hint="Whoever publishes an image publishes its SHA-256, often in a file SHA256SUMS beside it.",
+        )
+
+
+def _remote(source: str) -> bool:
+    return source.startswith(("http://", "https://"))
 
 
 def take(source: str, sha256: str, progress: Progress) -> str:
@@ -193,14 +223,8 @@ def take(source: str, sha256: str, progress: Progress) -> str:
     Raises:
         LabError: It cannot be had, is not what `sha256` says, or is no image.
     """
-    remote, sha256 = source.startswith(("http://", "https://")), sha256.lower()
-    if sha256 and not re.fullmatch("[0-9a-f]{64}", sha256):
-        raise LabError(f"{sha256!a} is no SHA-256.", hint="It has 64 hexadecimal digits; sha256sum prints it.")
-    if remote and not sha256:
-        raise LabError(
-            "An image from an address needs --sha256: nothing else tells that it is the right one.",
-            hint="Whoever publishes an image publishes its SHA-256, often in a file SHA256SUMS beside it.",
-        )
+    refuse(source, sha256)
+    remote, sha256 = _remote(source), sha256.lower()
     if not remote:
         found = _sha256_of(Path(source))
         _compare(source, found, sha256 or found)
@@ -237,7 +261,7 @@ def _readable(path: Path) -> BufferedReader:
     try:
         return path.open("rb")
     except OSError as e:
-        raise LabError(f"{path}: {e.strerror}.", hint="--image takes a file or an http(s) address.") from e
+        raise LabError(f"{path}: {e.strerror}.", hint=_IMAGE_HINT) from e
 
 
 @contextmanager

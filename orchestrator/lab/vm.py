@@ -98,7 +98,9 @@ class Vm:
             )
 
     def fit(self, folder: Path, spec: LabSpec, lab: Lab | None, waiting: int) -> None:
-        """Memory and disk for the hosts that do not run yet, disk for an image, and room for the name of a socket."""
+        """An image that can be had, memory and disk for the hosts that do not run yet, and room for a socket's name."""
+        if spec.image and lab is None:  # later only a new host needs it
+            disks.refuse(spec.image, spec.sha256)
         longest = folder / spec.name / "hosts" / f"{spec.name}-{MOST_HOSTS}" / "qmp"
         if len(os.fsencode(longest)) > qmp.LONGEST_PATH:
             raise LabError(

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from orchestrator.errors import LabError
-from orchestrator.lab import access, record, seed, vm
+from orchestrator.lab import access, labs, record, seed, vm
 from orchestrator.lab.accelerator import Accelerator
 from orchestrator.lab.record import Lab
 from orchestrator.lab.spec import LabSpec
@@ -147,6 +147,22 @@ def test_a_wish_for_a_machine_is_no_wish_for_a_container(lab):
     for wish in ({"image": "x"}, {"memory_mib": 512}, {"cpus": 1}, {"accelerator": "tcg"}):
         with pytest.raises(LabError, match="about virtual machines"):
             Container().fit(lab.folder, LabSpec(**wish), None, 1)
+
+
+@pytest.mark.parametrize(
+    ("wish", "says"),
+    [
+        ({"image": "https://images.example/x.qcow2"}, "needs --sha256"),
+        ({"image": "https://images.example/x.qcow2", "sha256": "12"}, "is no SHA-256"),
+        ({"image": "/nowhere.qcow2"}, "/nowhere.qcow2: No such file or directory"),
+        ({"image": "/"}, "/: Is a directory"),
+    ],
+)
+def test_an_image_that_cannot_be_had_leaves_no_trace(wish, says, lab, tmp_path, monkeypatch):
+    monkeypatch.setattr(vm.Vm, "require", lambda *_: None)
+    with pytest.raises(LabError, match=says):
+        labs.up(LabSpec(provider="vm", accelerator="tcg", **wish), progress=lambda *_: None)
+    assert not (tmp_path / "state").exists()
 
 
 def test_a_folder_with_too_long_a_name_for_a_socket_is_refused(tmp_path):

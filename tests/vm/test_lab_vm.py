@@ -119,6 +119,17 @@ def test_a_file_that_is_no_image_or_not_there_is_refused(tmp_path):
     assert "qemu-img convert" in caught.value.hint
 
 
+def test_a_file_that_is_any_file_is_refused(tmp_path):
+    """QEMU takes whatever it does not know for a raw disk."""
+    letter = tmp_path / "letter.txt"
+    letter.write_text("no disk\n" * 4096)
+    with pytest.raises(LabError, match="does not begin with a boot sector"):
+        disks.take(str(letter), "", quiet)
+    sector = tmp_path / "sector.img"
+    sector.write_bytes(b"\x55\xaa".rjust(512, b"\0"))
+    disks.take(str(sector), "", quiet)
+
+
 def test_an_image_that_reads_a_file_of_this_machine_is_refused(tmp_path):
     greedy = tmp_path / "greedy.qcow2"
     (tmp_path / "secret").write_bytes(bytes(512))
