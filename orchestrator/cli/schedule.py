@@ -43,7 +43,7 @@ SPREAD_S = 900
 """At most so long a run may be delayed by chance; otherwise a tenth of the interval."""
 
 WORDS = {
-    "in-sync": "in sync",
+    "in-sync": "no drift",
     "drift": "drift",
     "could-not-tell": "could not tell",
     "interrupted": "interrupted",
@@ -177,7 +177,7 @@ def run_now(name: str, scope: Scope | None) -> None:
 def status(name: str, scope: Scope | None, as_json: bool) -> None:
     """Show of each schedule, or of the one called NAME, how its last run went and when the next one comes.
 
-    Exit codes: 0 in sync; 2 a host drifted; 1 it cannot be told: there is no schedule, it has not run yet, its last
+    Exit codes: 0 no drift; 2 a host drifted; 1 it cannot be told: there is no schedule, it has not run yet, its last
     run could not tell, or its timer is off.
     """
     from orchestrator.schedule import jobs
