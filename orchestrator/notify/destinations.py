@@ -33,6 +33,7 @@ class Destination(msgspec.Struct, frozen=True, dict=True):
 
     url: str
     place: str  # such as `line 3 of /etc/kvmfleet/notify`
+    file: str = ""  # that it is in; "" where it came in the variable
 
     @cached_property
     def id(self) -> str:
@@ -55,7 +56,7 @@ def read(path: str | None) -> tuple[Destination, ...]:
     if path is not None:
         lines = _text(path).splitlines()
         found = [
-            Destination(line.strip(), f"line {number} of {path}")
+            Destination(line.strip(), f"line {number} of {path}", path)
             for number, line in enumerate(lines, 1)
             if line.strip() and not line.strip().startswith("#")
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 
 from orchestrator.errors import KvmfleetError, NotifyError, StoreError
@@ -68,7 +69,8 @@ def try_out(to: Sequence[Destination], *, send: Send = destinations.send) -> Map
 
 
 def _failure(to: Destination, problem: str) -> NotifyError:
+    test = shlex.join(["kvmfleet", "notify", "test", *([to.file] if to.file else [])])
     return NotifyError(
         f"the notification to {to.place} was not sent: {problem}.",
-        hint="The next check sends it. Try the way there: kvmfleet notify test",
+        hint=f"The next check sends it. Try the way there: {test}",
     )

@@ -231,6 +231,7 @@ def test_what_was_not_sent_is_sent_by_the_next_check_and_once(post: Post) -> Non
     post.down = {"here"}
     (problem,) = check(post, {"h1": OLD})
     assert problem.message == "the notification to here was not sent: it is down."
+    assert problem.hint.endswith("kvmfleet notify test")
     check(post, {"h1": OLD})
     post.down = set()
     for told in (["h1 drifted"], []):
@@ -568,6 +569,7 @@ def test_a_notification_that_fails_is_shown_and_only_strict_makes_it_the_exit_co
         assert done.returncode == 1
         assert json.loads(done.stdout)["summary"]["unreachable"] == 1
         assert f"the notification to line 1 of {path} was not sent: the service answered 500." in done.stderr
+        assert f"Try the way there: kvmfleet notify test {path}\n" in done.stderr
         assert SECRET not in done.stderr + done.stdout
     receiver.answer = 200
     done = kvmfleet("drift", "-i", str(inventory), "--notify", path)
