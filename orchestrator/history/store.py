@@ -113,21 +113,24 @@ class Run:
     def watch(self, found: HostDrift, items: Mapping[str, str] | None) -> HostDrift:
         """Add what a drift check saw of one host; gives it with the times since when it is so.
 
-        `items` is the host's snapshot; equal ones are kept once. Raises StoreError, and then nothing of it was written.
+        `items` is the host's snapshot; equal ones are kept once. A check that sees what the one before saw adds no row,
+        so that a history grows with what happens and not with time. Raises StoreError, and then nothing was written.
         """
         with database.writing(self._engine) as connection:
-            found = _dated(connection, found)
-            watch_id = _insert(
-                connection, watches,
-                run_id=self.id,
-                host=found.host,
-                seen_s=found.seen_s,
-                state=found.state,
-                since_s=found.since_s,
-                pending=found.pending,
-                problem=found.problem,
-                snapshot_id=None if items is None else _snapshot_id(connection, items),
-            )  # fmt: skip
+            before = _first(connection, _LAST_WATCH, host=found.host)
+            found = _dated(connection, found, before)
+            row = {
+                "host": found.host,
+                "state": found.state,
+                "since_s": found.since_s,
+                "pending": found.pending,
+                "problem": found.problem,
+                "snapshot_id": None if items is None else _snapshot_id(connection, items),
+            }
+            if before and _is_the_same(connection, found, row, before):
+                connection.execute(_SEEN_AGAIN, {"watch_id": before["id"], "run": self.id, "now_s": found.seen_s})
+                return found
+            watch_id = _insert(connection, watches, run_id=self.id, seen_s=found.seen_s, **row)
             if found.items:
                 rows = [{"watch_id": watch_id, **msgspec.structs.asdict(item)} for item in found.items]
                 connection.execute(drifts.insert(), rows)
@@ -264,10 +267,10 @@ class Store:
     def dated(self, found: HostDrift) -> HostDrift:
         """What a drift check saw of one host, with the times since when it is so, where that cannot be recorded."""
         with database.reading(self.engine) as connection:
-            return _dated(connection, found)
+            return _dated(connection, found, _first(connection, _LAST_WATCH, host=found.host))
 
     def watches(self, host: str, limit: int = 20) -> tuple[HostDrift, ...]:
-        """What drift checks saw of a host, the latest first."""
+        """What drift checks saw of a host, the latest first; those in a row that saw the same are one."""
         with database.reading(self.engine) as connection:
             query = sa.select(watches).where(watches.c.host == host).order_by(watches.c.id.desc()).limit(limit)
             return tuple(_past_watch(connection, row) for row in connection.execute(query).mappings().all())
@@ -369,6 +372,11 @@ _BASELINE = (
 _LAST_WATCH = sa.select(watches).where(watches.c.host == sa.bindparam("host")).order_by(watches.c.id.desc()).limit(1)
 _LAST_TOLD_WATCH = _LAST_WATCH.where(watches.c.state.in_(TOLD))
 _LAST_WHOLE_WATCH = _LAST_TOLD_WATCH.where(watches.c.problem == "")
+_SEEN_AGAIN = (
+    watches.update()
+    .where(watches.c.id == sa.bindparam("watch_id"))
+    .values(run_id=sa.bindparam("run"), seen_s=sa.bindparam("now_s"), checks=watches.c.checks + 1)
+)
 _RENEWED = (
     sa.select(baselines.c.result_id, results.c.recorded_at_s)
     .join(results, results.c.id == baselines.c.result_id)
@@ -391,10 +399,9 @@ def _snapshot(row: sa.RowMapping) -> dict[str, str] | None:
         return None
 
 
-def _dated(connection: sa.Connection, found: HostDrift) -> HostDrift:
-    """With the times since when it is so, going by what was seen before."""
-    now = time.time()
-    before = told = _first(connection, _LAST_WATCH, host=found.host)
+def _dated(connection: sa.Connection, found: HostDrift, before: sa.RowMapping | None) -> HostDrift:
+    """With the times since when it is so, going by what was seen before; `before` is the last of that."""
+    now, told = time.time(), before
     if before and before["state"] not in TOLD:
         told = _first(connection, _LAST_TOLD_WATCH, host=found.host)
     renewed = (
@@ -409,6 +416,13 @@ def _dated(connection: sa.Connection, found: HostDrift) -> HostDrift:
         seen_s=now,
         told_s=now if found.state in TOLD else told["seen_s"] if told else None,
     )
+
+
+def _is_the_same(connection: sa.Connection, found: HostDrift, row: Mapping[str, object], before: sa.RowMapping) -> bool:
+    """Whether a check saw what the one before did, since the same times."""
+    if any(before[column] != value for column, value in row.items()):
+        return False
+    return found.state != "drifted" or set(_drifts(connection, before["id"])) == set(found.items)
 
 
 def _known_drift(connection: sa.Connection, told: sa.RowMapping, renewed: sa.RowMapping | None) -> tuple[Drift, ...]:

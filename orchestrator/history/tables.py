@@ -74,7 +74,18 @@ def _use(connection: sa.Connection) -> None:
     connection.execute(destinations.insert().from_select(["id", "used_s"], known))
 
 
-UPGRADES: tuple[Callable[[sa.Connection], None], ...] = (_watch, _remember, _notify, _carry, _use)
+def _span(connection: sa.Connection) -> None:
+    """7: checks in a row that see the same are one row, and what refers to a row is found without reading all rows.
+
+    Rows of before stay as they are, one a check.
+    """
+    if "checks" not in {column["name"] for column in sa.inspect(connection).get_columns(watches.name)}:  # since 2
+        connection.exec_driver_sql("ALTER TABLE watches ADD COLUMN checks INTEGER NOT NULL DEFAULT 1")
+    for index in (*results.indexes, *baselines.indexes, *watches.indexes):
+        index.create(connection, checkfirst=True)
+
+
+UPGRADES: tuple[Callable[[sa.Connection], None], ...] = (_watch, _remember, _notify, _carry, _use, _span)
 """The n-th turns schema n+1 into n+2. Tables and columns are only ever added; an older kvmfleet refuses to go on."""
 
 SCHEMA = 1 + len(UPGRADES)
@@ -137,6 +148,7 @@ results = sa.Table(
     sa.Column("evidence_id", sa.ForeignKey("evidence.id")),
     sa.UniqueConstraint("run_id", "host"),
     sa.Index("host_results_by_host", "host", "id"),
+    sa.Index("host_results_by_evidence", "evidence_id"),  # who deletes a row asks for all that refers to it
 )
 
 findings = sa.Table(
@@ -163,6 +175,8 @@ baselines = sa.Table(
     ),  # of the evidence of this result, so that it need not be read
     sa.Column("taken_by", Text, nullable=False, default="", server_default=""),  # the snapshot.EDITION that took it
     sa.Column("accepted_id", sa.Integer, nullable=False, default=0, server_default="0"),  # later ones count on top
+    sa.Index("baselines_by_result", "result_id"),
+    sa.Index("baselines_by_snapshot", "snapshot_id"),
 )
 
 carried = sa.Table(  # items of a baseline that are expected as the one before had them, not as its evidence has them
@@ -181,20 +195,22 @@ snapshots = sa.Table(
     sa.Column("document", sa.LargeBinary, nullable=False),  # JSON of item -> value, compressed with zlib
 )
 
-watches = sa.Table(
+watches = sa.Table(  # of a host, one row for all checks in a row that saw the same
     "watches",
     _tables,
     sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("run_id", sa.ForeignKey("runs.id"), nullable=False),
+    sa.Column("run_id", sa.ForeignKey("runs.id"), nullable=False),  # the last of them
     sa.Column("host", Text, nullable=False),
-    sa.Column("seen_s", sa.Double, nullable=False),
+    sa.Column("seen_s", sa.Double, nullable=False),  # by the last of them
     sa.Column("state", Text, nullable=False),
     sa.Column("since_s", sa.Double, nullable=False),
     sa.Column("pending", sa.Boolean, nullable=False),
     sa.Column("problem", Text, nullable=False),
     sa.Column("snapshot_id", sa.ForeignKey("snapshots.id")),
+    sa.Column("checks", sa.Integer, nullable=False, default=1, server_default="1"),  # so many
     sa.UniqueConstraint("run_id", "host"),
     sa.Index("watches_by_host", "host", "id"),
+    sa.Index("watches_by_snapshot", "snapshot_id"),
 )
 
 drifts = sa.Table(

@@ -60,13 +60,13 @@ class Notices:
 
 
 def _silent(connection: sa.Connection, host: HostDrift, enough: int) -> int:
-    query = sa.select(watches.c.state).where(watches.c.host == host.host).order_by(watches.c.id.desc()).limit(enough)
+    query = sa.select(watches.c.state, watches.c.checks).where(watches.c.host == host.host)
     count = 0
-    for state in connection.execute(query).scalars():
-        if state not in group(host.state):
+    for row in connection.execute(query.order_by(watches.c.id.desc()).limit(enough)):
+        if row.state not in group(host.state):
             break
-        count += 1
-    return count
+        count += row.checks
+    return min(count, enough)
 
 
 def _write(

@@ -284,6 +284,8 @@ def past_host(
         rows.append((result.recorded_at_s, text.append(f": {result.cause}" if result.cause else "")))
     for seen in watched:
         text = Text(seen.state, style=STYLE.get(seen.state, UNKNOWN))
+        if (since := _when(seen.since_s)) != _when(seen.seen_s):
+            text.append(f" since {since}", style="not bold dim")
         names = ", ".join(item.item for item in seen.items[:5]) + (" …" if len(seen.items) > 5 else "")
         rows.append((seen.seen_s, text.append(f" {printable(names or seen.problem)}")))
     for one in accepted:

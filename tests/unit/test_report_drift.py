@@ -3,6 +3,7 @@
 import json
 import re
 import xml.etree.ElementTree as ET
+from datetime import datetime
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -190,12 +191,18 @@ def test_machines_read_the_same():
 def test_the_past_of_a_host_is_its_verdicts_its_drift_and_who_accepted_what():
     results = [PastResult(3, "hv1", 3.0, "degraded", "kvm.hardware", "ssh", "", "", "", (), None)]
     accepted = [Acceptance("hv1", "system:kernel", "6.1", "6.2", "ann", "new\x1b[2J kernel", 5.0)]
-    lines = show(
-        report.past_host("hv1", results, [HostDrift("hv1", "drifted", seen_s=4.0, items=(SWAP,))], accepted)
-    ).splitlines()
+    watched = HostDrift("hv1", "drifted", since_s=1.0, seen_s=4.0, items=(SWAP,))
+    lines = show(report.past_host("hv1", results, [watched], accepted)).splitlines()
     assert "accepted system:kernel by ann: new\\x1b[2J kernel" in lines[1]
-    assert "drifted sysctl:vm.swappiness" in lines[2]
+    assert "drifted sysctl:vm.swappiness" in lines[2], "since the same minute"
     assert "degraded in run 3: kvm.hardware" in lines[3]
+
+
+def test_checks_in_a_row_that_saw_the_same_are_one_line_with_since_when():
+    watched = HostDrift("hv1", "in-sync", since_s=60.0, seen_s=86400.0)
+    (line,) = show(report.past_host("hv1", [], [watched], [])).splitlines()[1:]
+    began, ended = (datetime.fromtimestamp(at_s).strftime("%Y-%m-%d %H:%M") for at_s in (60, 86400))
+    assert line.split() == [*ended.split(), "in-sync", "since", *began.split()]
 
 
 def test_past_runs_are_a_table():

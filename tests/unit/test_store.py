@@ -451,6 +451,31 @@ def test_since_when_is_when_it_was_first_seen_so(store: Store) -> None:
     assert store.watched("hv2") is None
 
 
+def test_checks_in_a_row_that_see_the_same_are_one_row(store: Store, url: str) -> None:
+    def check(found: HostDrift, items: dict[str, str] | None, times: int = 3) -> HostDrift:
+        for _ in range(times):
+            last = store.begin("drift").watch(found, items)
+        return last
+
+    check(seen(state="in-sync"), {"a": "1"})
+    check(seen(state="in-sync"), {"a": "2"})
+    check(HostDrift("hv1", "unreachable", problem="refused"), None)
+    check(HostDrift("hv1", "unreachable", problem="late"), None)
+    silent = HostDrift("hv1", "unreachable")
+    assert Notices(store.engine).silent_checks([silent], 5) == {"hv1": 5}
+    assert Notices(store.engine).silent_checks([silent], 9) == {"hv1": 6}
+    check(seen(SWAP), {"a": "2"})
+    both = check(seen(SWAP, GONE), {"a": "2"})
+    store.begin("provision").record(msgspec.structs.replace(result(), left=(SWAP, GONE)), baseline=True)
+    assert check(seen(SWAP, GONE), {"a": "2"}).items == both.items, "never healed"
+    store.begin("provision").record(msgspec.structs.replace(result(), left=(SWAP,)), baseline=True)
+    assert check(seen(SWAP, GONE), {"a": "2"}).items != both.items, "healed, and broken again"
+    assert execute(url, "SELECT checks FROM watches ORDER BY id") == [(n,) for n in (3, 3, 3, 3, 3, 6, 3)]
+    assert execute(url, "SELECT count(*) FROM drifts") == [(1 + 2 + 2,)]
+    last = store.runs(1)[0].id
+    assert execute(url, "SELECT max(run_id), max(seen_s) FROM watches") == [(last, store.watches("hv1")[0].seen_s)]
+
+
 def test_equal_snapshots_are_kept_once(store: Store, url: str) -> None:
     for number in range(3):
         store.begin("drift").watch(seen(host=f"hv{number}"), {"b": "2", "a": "1"})
@@ -631,6 +656,62 @@ def test_past_results_come_latest_first(store: Store) -> None:
     assert store.hosts() == ("hv0", "hv1")
 
 
+# --- many hosts for a long time
+
+
+def steps(store: Store, work: Callable[[], object]) -> int:
+    """Of SQLite's machine, which is what it had to look at."""
+    count = 0
+
+    def step() -> None:
+        nonlocal count
+        count += 1
+
+    with store.engine.connect() as connection:  # the pool has it again afterwards
+        file: Any = connection.connection.driver_connection
+        file.set_progress_handler(step, 1)
+    work()
+    file.set_progress_handler(None, 1)
+    return count
+
+
+@pytest.mark.parametrize("found", [seen(SWAP), HostDrift("hv1", "unreachable"), seen(state="in-sync")])
+def test_a_check_costs_the_same_however_many_there_were(file: Path, found: HostDrift) -> None:
+    with Store(f"sqlite:///{file}") as store:
+        store.begin("provision").record(result(), baseline=True)
+        store.begin("drift").watch(seen(state="in-sync"), {})
+
+        def check() -> None:
+            run = store.begin("drift")
+            assert store.expectation("hv1")
+            run.watch(found, {} if found.state != "unreachable" else None)
+            assert store.watched("hv1")
+
+        check()
+        first = steps(store, check)
+        for _ in range(100):
+            check()
+        last = steps(store, check)
+    assert first
+    assert last < 1.1 * first
+
+
+def test_every_reference_is_found_by_an_index(store: Store) -> None:
+    """Else whoever deletes a row reads whole tables, as both databases ask what refers to it."""
+    assert unindexed(store) == []
+
+
+def unindexed(store: Store) -> list[tuple[str, str]]:
+    inspector, found = sa.inspect(store.engine), []
+    for table in tables.all_tables:
+        first = {index["column_names"][0] for index in inspector.get_indexes(table)}
+        first |= {constraint["column_names"][0] for constraint in inspector.get_unique_constraints(table)}
+        first |= {*inspector.get_pk_constraint(table)["constrained_columns"][:1]}
+        keys = [key["constrained_columns"][0] for key in inspector.get_foreign_keys(table)]
+        found += [(table, column) for column in keys if column not in first]
+    return found
+
+
 # --- which database
 
 
@@ -703,6 +784,23 @@ CREATE TABLE drifts (watch_id INTEGER NOT NULL REFERENCES watches (id), item VAR
   seen VARCHAR, since_s DOUBLE PRECISION NOT NULL, PRIMARY KEY (watch_id, item));
 UPDATE schema_version SET version = 2;
 """
+FIFTH = """
+ALTER TABLE baselines ADD COLUMN snapshot_id INTEGER REFERENCES snapshots (id);
+ALTER TABLE baselines ADD COLUMN taken_by VARCHAR NOT NULL DEFAULT '';
+ALTER TABLE baselines ADD COLUMN accepted_id INTEGER NOT NULL DEFAULT 0;
+UPDATE baselines SET accepted_id = 1;
+CREATE TABLE notices (destination VARCHAR NOT NULL, host VARCHAR NOT NULL, state VARCHAR NOT NULL,
+  items VARCHAR NOT NULL, delivered BOOLEAN NOT NULL, claimed_s DOUBLE PRECISION NOT NULL,
+  PRIMARY KEY (destination, host));
+CREATE TABLE carried (result_id INTEGER NOT NULL REFERENCES host_results (id), item VARCHAR NOT NULL,
+  expected VARCHAR, PRIMARY KEY (result_id, item));
+CREATE INDEX watches_by_host ON watches (host, id);
+INSERT INTO runs (command, "user", controller, process, kvmfleet, started_at_s)
+  VALUES ('drift', 'u', 'c', 'b 1 1', '0.1', 2), ('drift', 'u', 'c', 'b 1 1', '0.1', 3);
+INSERT INTO watches (run_id, host, seen_s, state, since_s, pending, problem)
+  VALUES (2, 'hv2', 200, 'unreachable', 200, false, 'refused'), (3, 'hv2', 300, 'unreachable', 200, false, 'refused');
+UPDATE schema_version SET version = 5;
+"""
 
 
 def make_old(url: str, *schemas: str) -> None:
@@ -718,7 +816,9 @@ def make_old(url: str, *schemas: str) -> None:
     execute(url, *(statement for statement in statements if statement.strip()))
 
 
-@pytest.mark.parametrize(("schemas", "hostname"), [((FIRST,), "old"), ((FIRST, SECOND), "after")])
+@pytest.mark.parametrize(
+    ("schemas", "hostname"), [((FIRST,), "old"), ((FIRST, SECOND), "after"), ((FIRST, SECOND, FIFTH), "after")]
+)
 def test_an_older_history_is_upgraded_and_keeps_what_it_has(url: str, schemas: tuple[str, ...], hostname: str) -> None:
     make_old(url, *schemas)
     with Store(url) as store:
@@ -728,6 +828,7 @@ def test_an_older_history_is_upgraded_and_keeps_what_it_has(url: str, schemas: t
             assert (expected.items["system:hostname"], expected.items["contract"]) == (hostname, "{}")
         store.begin("drift").watch(seen(SWAP), {"a": "b"})
         assert store.watched("hv1")
+        assert unindexed(store) == []
     assert execute(url, "SELECT version FROM schema_version") == [(tables.SCHEMA,)]
     assert execute(url, "SELECT count(*) FROM baselines WHERE snapshot_id IS NOT NULL") == [(1,)]
 
@@ -740,6 +841,16 @@ def test_urls_that_an_older_history_knows_count_as_used_now(url: str) -> None:
     with Store(url) as store:
         store.prune(time.time() - 500)
     assert execute(url, "SELECT destination FROM notices") == [("pager",)]
+
+
+def test_checks_of_before_an_upgrade_count_among_those_in_a_row(url: str) -> None:
+    make_old(url, FIRST, SECOND, FIFTH)
+    silent = HostDrift("hv2", "unreachable", problem="refused")
+    with Store(url) as store:
+        for _ in range(2):
+            assert store.begin("drift").watch(silent, None).since_s == 200
+        assert Notices(store.engine).silent_checks([silent], 9) == {"hv2": 4}
+        assert len(store.watches("hv2")) == 2
 
 
 def test_two_runs_upgrade_at_once(url: str) -> None:
