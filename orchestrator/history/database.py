@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import sqlite3
+import time
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,11 +19,13 @@ from orchestrator.errors import DamagedError, StoreError, UnwritableError
 from orchestrator.history import address, salvage, tables
 from orchestrator.text import printable
 
-__all__ = ["Extent", "compact", "connect", "measure", "reading", "writing"]
+__all__ = ["LOOK_S", "Extent", "compact", "connect", "measure", "reading", "writing"]
 
 log = logging.getLogger(__name__)
 
 WAIT_S = 15.0  # for another run that is writing; each of its transactions takes milliseconds
+LOOK_S = 0.1  # so often SQLite's waiting writers look whether it is their turn; nobody queues
+INCREMENTAL, STEP_PAGES = 2, 5000  # SQLite's word for giving back space in steps, of 20 MB here
 WRITERS = 0x6B766D666C656574  # "kvmfleet": the advisory lock that writers hold on PostgreSQL
 
 
@@ -103,10 +106,21 @@ def compact(engine: sa.Engine) -> None:
     level: dict[str, Any] = {} if sqlite else {"isolation_level": "AUTOCOMMIT"}
     with _rescued(engine), engine.connect().execution_options(kvmfleet_plain=True, **level) as connection:
         if sqlite:
-            connection.exec_driver_sql("VACUUM")
-            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")  # else all lies twice on the disk
+            _compact_sqlite(connection)
         else:
             connection.exec_driver_sql(f"VACUUM (ANALYZE) {', '.join(tables.all_tables)}")
+
+
+def _compact_sqlite(connection: sa.Connection) -> None:
+    """In steps, so that others write meanwhile; but one of an older kvmfleet is written anew, which takes one step."""
+    file = connection.connection.driver_connection
+    assert isinstance(file, sqlite3.Connection)
+    if connection.exec_driver_sql("PRAGMA auto_vacuum").scalar() != INCREMENTAL:
+        connection.exec_driver_sql("VACUUM")
+    while connection.exec_driver_sql("PRAGMA freelist_count").scalar():
+        file.executescript(f"PRAGMA incremental_vacuum({STEP_PAGES})")  # `execute` would give back one page
+        time.sleep(LOOK_S)
+    connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")  # else all lies twice on the disk
 
 
 def _opened_or_made(place: sa.URL, file: Path) -> sa.Engine:
@@ -239,6 +253,7 @@ def _set_up_sqlite(engine: sa.Engine) -> None:
     def _(connection: sqlite3.Connection, _record: Any) -> None:
         connection.isolation_level = None
         connection.execute(f"PRAGMA busy_timeout = {int(WAIT_S * 1000)}")
+        connection.execute(f"PRAGMA auto_vacuum = {INCREMENTAL}")  # comes before all else; in an old file, with VACUUM
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA foreign_keys = ON")
@@ -321,13 +336,14 @@ def _explained(url: sa.URL) -> Iterator[None]:
     name = address.name(url)
     try:
         yield
-    except sa.exc.DBAPIError as e:
-        code = getattr(e.orig, "sqlite_errorcode", 0)
+    except (sa.exc.DBAPIError, sqlite3.Error) as e:
+        error = getattr(e, "orig", e)
+        code = getattr(error, "sqlite_errorcode", 0)
         full = code == sqlite3.SQLITE_IOERR_SHMSIZE  # no room for the file of shared memory beside it
         code = sqlite3.SQLITE_FULL if full else code & 0xFF  # the upper bits only say more of the same
-        why = "database or disk is full" if full else " ".join(printable(str(e.orig)).split())
-        hint = (_SQLITE_HINTS.get(code) or _postgresql_hint(e.orig)).format(name=name)
-        code = code or getattr(e.orig, "sqlstate", None)
+        why = "database or disk is full" if full else " ".join(printable(str(error)).split())
+        hint = (_SQLITE_HINTS.get(code) or _postgresql_hint(error)).format(name=name)
+        code = code or getattr(error, "sqlstate", None)
         kind = DamagedError if code in salvage.DAMAGE else UnwritableError if code in _UNWRITABLE else StoreError
         raise kind(f"history {name}: {why}", hint=hint) from e
     except (sa.exc.SQLAlchemyError, ImportError) as e:

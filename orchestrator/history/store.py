@@ -10,7 +10,7 @@ import hashlib
 import os
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -41,6 +41,9 @@ __all__ = ["Acceptance", "PastResult", "PastRun", "Run", "Store"]
 
 T = TypeVar("T", bound=msgspec.Struct)
 State = Literal["running", "finished", "interrupted"]
+
+AT_ONCE = 500
+"""Hosts of runs that a pruning forgets in one transaction."""
 
 
 class PastRun(msgspec.Struct, frozen=True):
@@ -295,7 +298,7 @@ class Store:
             known = sa.union(sa.select(results.c.host), sa.select(watches.c.host)).subquery()
             return tuple(connection.execute(sa.select(known.c.host).order_by(known.c.host)).scalars())
 
-    def prune(self, before_s: float) -> int:
+    def prune(self, before_s: float, *, at_once: int = AT_ONCE) -> int:
         """Forget runs that ended before this time, and what they learned; gives their number.
 
         Kept is what is still needed: baselines with their evidence, the last that was seen of each host, and how it was
@@ -303,13 +306,24 @@ class Store:
         told of a host goes once no drift check looked at it since then: it is in no inventory any more. One that is
         silent is looked at by every check, and what was told of it stays. What was told to a URL goes once no check was
         to notify it since then.
+
+        Each transaction forgets `at_once` hosts of runs at most, so that others write meanwhile; whatever interrupts
+        it, the next pruning goes on.
         """
+        for forget in (_forget_results, _forget_watches, _forget_snapshots):
+            while self._forget(forget, before_s, at_once):
+                time.sleep(database.LOOK_S)
         with database.writing(self.engine) as connection:
-            return _prune(connection, before_s)
+            _forget_notices(connection, before_s)
+            return _forget_runs(connection, before_s)
 
     def compact(self) -> None:
-        """Gives back the space of what was forgotten; takes as much again while it works."""
+        """Gives back the space of what was forgotten."""
         database.compact(self.engine)
+
+    def _forget(self, forget: Callable[[sa.Connection, float, int], int], before_s: float, at_once: int) -> int:
+        with database.writing(self.engine) as connection:
+            return forget(connection, before_s, at_once)
 
     def _results(self, query: sa.Select[Any]) -> tuple[PastResult, ...]:
         with database.reading(self.engine) as connection:
@@ -489,38 +503,65 @@ def _acceptances(connection: sa.Connection, host: str, after: int = 0) -> tuple[
     return tuple(_struct(Acceptance, row) for row in connection.execute(query.order_by(acceptances.c.id)).mappings())
 
 
-def _prune(connection: sa.Connection, before_s: float) -> int:
-    begun = connection.execute(sa.select(runs).where(runs.c.finished_at_s.is_(None))).mappings()
-    alive = [row["id"] for row in begun if row["controller"] == os.uname().nodename and _runs(row)]
-    ended_s = sa.func.coalesce(runs.c.finished_at_s, runs.c.started_at_s)  # it was killed, and no run takes so long
-    old = sa.select(runs.c.id).where(ended_s < before_s, runs.c.id.not_in(alive))
-    newest_results = sa.select(sa.func.max(results.c.id)).group_by(results.c.host)
-    newest_watches = sa.select(sa.func.max(watches.c.id)).group_by(watches.c.host)
-    kept = sa.union_all(newest_results, sa.select(baselines.c.result_id))
-    gone = sa.select(results.c.id).where(results.c.run_id.in_(old), results.c.id.not_in(kept))
-    connection.execute(findings.delete().where(findings.c.result_id.in_(gone)))
-    connection.execute(carried.delete().where(carried.c.result_id.in_(gone)))
-    connection.execute(results.delete().where(results.c.id.in_(gone)))
-    newest_told = newest_watches.where(watches.c.state.in_(TOLD))
-    shown_watches = sa.union_all(newest_watches, newest_told)
-    unseen = sa.select(watches.c.id).where(watches.c.run_id.in_(old), watches.c.id.not_in(shown_watches))
-    connection.execute(drifts.delete().where(drifts.c.watch_id.in_(unseen)))
-    connection.execute(watches.delete().where(watches.c.id.in_(unseen)))
+def _forget_results(connection: sa.Connection, before_s: float, limit: int) -> int:
+    later = results.alias()
+    outdated = sa.exists().where(later.c.host == results.c.host, later.c.id > results.c.id)
+    is_baseline = sa.exists().where(baselines.c.result_id == results.c.id)
+    gone = sa.select(results.c.id, results.c.evidence_id).where(
+        results.c.run_id.in_(_old(connection, before_s)), outdated, ~is_baseline
+    )
+    rows = connection.execute(gone.limit(limit)).all()
+    ids = [row.id for row in rows]
+    connection.execute(findings.delete().where(findings.c.result_id.in_(ids)))
+    connection.execute(carried.delete().where(carried.c.result_id.in_(ids)))
+    connection.execute(results.delete().where(results.c.id.in_(ids)))
+    connection.execute(evidence.delete().where(evidence.c.id.in_([row.evidence_id for row in rows])))
+    return len(rows)
+
+
+def _forget_watches(connection: sa.Connection, before_s: float, limit: int) -> int:
+    later = watches.alias()
+    outdated = sa.exists().where(later.c.host == watches.c.host, later.c.id > watches.c.id)
+    told_later = outdated.where(later.c.state.in_(TOLD))
+    gone = sa.select(watches.c.id).where(
+        watches.c.run_id.in_(_old(connection, before_s)), outdated, watches.c.state.not_in(TOLD) | told_later
+    )
+    ids = connection.execute(gone.limit(limit)).scalars().all()
+    connection.execute(drifts.delete().where(drifts.c.watch_id.in_(ids)))
+    connection.execute(watches.delete().where(watches.c.id.in_(ids)))
+    return len(ids)
+
+
+def _forget_snapshots(connection: sa.Connection, _before_s: float, limit: int) -> int:
+    shown = sa.exists().where(watches.c.snapshot_id == snapshots.c.id)
+    expected = sa.exists().where(baselines.c.snapshot_id == snapshots.c.id)
+    ids = connection.execute(sa.select(snapshots.c.id).where(~shown, ~expected).limit(limit)).scalars().all()
+    connection.execute(snapshots.delete().where(snapshots.c.id.in_(ids)))
+    return len(ids)
+
+
+def _forget_notices(connection: sa.Connection, before_s: float) -> None:
     looked_at = sa.select(watches.c.host).where(watches.c.seen_s >= before_s)
     connection.execute(destinations.delete().where(destinations.c.used_s < before_s))
     reachable = sa.select(destinations.c.id)
     forgotten = notices.c.host.not_in(looked_at) | notices.c.destination.not_in(reachable)
     connection.execute(notices.delete().where(forgotten))
-    # `IS NOT NULL`: in SQL, nothing is "not in" a set with a NULL
-    used = sa.select(results.c.evidence_id).where(results.c.evidence_id.is_not(None))
-    connection.execute(evidence.delete().where(evidence.c.id.not_in(used)))
-    shown = sa.union_all(
-        sa.select(watches.c.snapshot_id).where(watches.c.snapshot_id.is_not(None)),
-        sa.select(baselines.c.snapshot_id).where(baselines.c.snapshot_id.is_not(None)),
-    )
-    connection.execute(snapshots.delete().where(snapshots.c.id.not_in(shown)))
-    needed = sa.union_all(sa.select(results.c.run_id), sa.select(watches.c.run_id))
-    return connection.execute(runs.delete().where(runs.c.id.in_(old), runs.c.id.not_in(needed))).rowcount
+
+
+def _forget_runs(connection: sa.Connection, before_s: float) -> int:
+    of_result = sa.exists().where(results.c.run_id == runs.c.id)
+    of_watch = sa.exists().where(watches.c.run_id == runs.c.id)
+    return connection.execute(
+        runs.delete().where(runs.c.id.in_(_old(connection, before_s)), ~of_result, ~of_watch)
+    ).rowcount
+
+
+def _old(connection: sa.Connection, before_s: float) -> sa.Select[tuple[int]]:
+    """The runs that ended before this time."""
+    begun = connection.execute(sa.select(runs).where(runs.c.finished_at_s.is_(None))).mappings()
+    alive = [row["id"] for row in begun if row["controller"] == os.uname().nodename and _runs(row)]
+    ended_s = sa.func.coalesce(runs.c.finished_at_s, runs.c.started_at_s)  # it was killed, and no run takes so long
+    return sa.select(runs.c.id).where(ended_s < before_s, runs.c.id.not_in(alive))
 
 
 def _row(run_id: int, result: HostResult, evidence_id: int | None) -> dict[str, object]:

@@ -712,6 +712,31 @@ def unindexed(store: Store) -> list[tuple[str, str]]:
     return found
 
 
+def test_pruning_lets_others_write_between_its_pieces(store: Store, url: str) -> None:
+    for hostname in ("old", "new"):
+        run = store.begin("validate")
+        for n in range(7):
+            run.record(result(f"hv{n}", hostname=hostname))
+            run.watch(seen(SWAP, host=f"hv{n}"), {"a": f"{hostname}{n}"})
+        execute(url, "UPDATE watches SET problem = 'another'")  # so that the next is no repetition
+        run.finish("finished")
+    pieces: list[int] = [0]
+
+    @sa.event.listens_for(store.engine, "after_cursor_execute")
+    def _(_connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        pieces[-1] = max(pieces[-1], cursor.rowcount) if statement.startswith("DELETE") else pieces[-1]
+
+    @sa.event.listens_for(store.engine, "commit")
+    def _(_connection: Any) -> None:
+        pieces.append(0)
+
+    assert store.prune(time.time() + 1, at_once=3) == 1
+    assert max(pieces) == 3
+    assert pieces.count(3) == 6
+    for table in ("host_results", "evidence", "findings", "watches", "drifts", "snapshots"):
+        assert execute(url, f"SELECT count(*) FROM {table}") == [(7,)], table
+
+
 # --- which database
 
 
@@ -1184,3 +1209,34 @@ def test_pruning_gives_back_the_space(store: Store, url: str) -> None:
     ((after,),) = execute(url, size)
     assert after < before / 2
     store.begin("validate")
+
+
+def test_space_that_cannot_be_given_back_is_said(file: Path) -> None:
+    with Store(f"sqlite:///{file}") as store:
+        for hostname in ("old", "new"):
+            run = store.begin("validate")
+            run.record(result(hostname=hostname, contract=random.Random(1).randbytes(50000).hex()))
+            run.finish("finished")
+        assert store.prune(time.time() + 1) == 1
+        with store.engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA query_only = ON")
+        with pytest.raises(UnwritableError, match="readonly"):
+            store.compact()
+        with store.engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA query_only = OFF")
+        free = "PRAGMA freelist_count"
+        ((before,),) = execute(f"sqlite:///{file}", free)
+        store.compact()
+        assert before > 0
+        assert execute(f"sqlite:///{file}", free) == [(0,)]
+
+
+def test_a_file_of_an_older_kvmfleet_is_written_anew_once(file: Path) -> None:
+    file.parent.mkdir(mode=0o700)
+    url = f"sqlite:///{file}"
+    make_old(url, FIRST)
+    assert execute(url, "PRAGMA auto_vacuum") == [(0,)]
+    with Store(url) as store:
+        store.compact()
+        assert store.last("hv1")
+    assert execute(url, "PRAGMA auto_vacuum") == [(database.INCREMENTAL,)]
