@@ -181,8 +181,8 @@ def _unkept(error: StoreError, hosts: Sequence[str] = ()) -> StoreError:
 def _known(store: Store, fleet: Fleet) -> Mapping[str, Known]:
     found = {}
     for host in fleet.hosts:
-        baseline, last = store.expectation(host.name), store.last(host.name)
-        if baseline and last:
+        baseline, verdict = store.expectation(host.name), store.last_verdict(host.name)
+        if baseline and verdict:
             watched = store.watched(host.name)
-            found[host.name] = Known(baseline, last.verdict, watched.items if watched else ())
+            found[host.name] = Known(baseline, verdict, watched.items if watched else ())
     return found

@@ -197,6 +197,12 @@ class Store:
         """What one run learned, in the order in which it did."""
         return self._results(sa.select(results).where(results.c.run_id == run_id).order_by(results.c.id))
 
+    def last_verdict(self, host: str) -> Verdict | None:
+        """What `last` says of a host in one word."""
+        with database.reading(self.engine) as connection:
+            verdict: Verdict | None = connection.execute(_LAST_VERDICT, {"host": host}).scalar()
+            return verdict
+
     def last(self, host: str) -> PastResult | None:
         """What was last learned about a host, by a finished run or not."""
         query = sa.select(results).where(results.c.host == host).order_by(results.c.id.desc()).limit(1)
@@ -382,6 +388,9 @@ _BASELINE = (
     .join(runs, runs.c.id == results.c.run_id)
     .outerjoin(snapshots, snapshots.c.id == baselines.c.snapshot_id)
     .where(baselines.c.host == sa.bindparam("host"))
+)
+_LAST_VERDICT = (
+    sa.select(results.c.verdict).where(results.c.host == sa.bindparam("host")).order_by(results.c.id.desc()).limit(1)
 )
 _LAST_WATCH = sa.select(watches).where(watches.c.host == sa.bindparam("host")).order_by(watches.c.id.desc()).limit(1)
 _LAST_TOLD_WATCH = _LAST_WATCH.where(watches.c.state.in_(TOLD))
