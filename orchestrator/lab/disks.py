@@ -167,27 +167,28 @@ def _member(tar: tarfile.TarFile, name: str) -> bytes:
         return file.read()
 
 
-def info(path: Path) -> Mapping[str, Any]:
-    """What QEMU says about a disk image, which it does not open for writing.
+def info(path: Path, name: str = "") -> Mapping[str, Any]:
+    """What QEMU says about a disk image, which it does not open for writing; `name` is what its user calls it.
 
     Raises:
         LabError: It is none that a lab can use.
     """
+    name = name or str(path)
     try:
         told: Mapping[str, Any] = msgspec.json.decode(run(["qemu-img", "info", "--output=json", str(path)]))
     except LabError as e:
-        raise LabError(f"{path} is no disk image that QEMU reads.", hint=e.hint) from e
+        raise LabError(f"{name} is no disk image that QEMU reads.", hint=e.hint) from e
     beyond = [word for word in ("backing-filename", "full-backing-filename") if word in told]
     data = told.get("format-specific", {}).get("data", {})
     if beyond or data.get("data-file"):  # it could name any file of this machine, and a host would read it
-        raise LabError(f"{path} is not whole: it refers to another file.", hint="Make it whole: qemu-img convert")
+        raise LabError(f"{name} is not whole: it refers to another file.", hint="Make it whole: qemu-img convert")
     if told["format"] not in _FORMATS:
         raise LabError(
-            f"{path} is in the format {told['format']}; a lab takes {' and '.join(_FORMATS)}.",
-            hint=f"Convert it: qemu-img convert -O qcow2 {path} image.qcow2",
+            f"{name} is in the format {told['format']}; a lab takes {' and '.join(_FORMATS)}.",
+            hint=f"Convert it: qemu-img convert -O qcow2 {name} image.qcow2",
         )
     if told["format"] == "raw" and not _boots(path):  # as QEMU calls whatever it does not know
-        raise LabError(f"{path} is no disk image: it does not begin with a boot sector.", hint=_IMAGE_HINT)
+        raise LabError(f"{name} is no disk image: it does not begin with a boot sector.", hint=_IMAGE_HINT)
     return told
 
 
@@ -238,7 +239,7 @@ def take(source: str, sha256: str, progress: Progress) -> str:
                 raise LabError(f"{source} has {size >> 20} MiB, and {work} has {free >> 20} MiB free.", hint=_ROOM)
             found = _copied(stream, target, size, lambda share: progress(f"image {source}: copying", share))
         _compare(source, found, sha256)
-        info(target)
+        info(target, source)
         return target
 
     return images.once(image, disk(image), source, progress, make, does="copying it, once for all labs")

@@ -116,7 +116,7 @@ def test_a_file_that_is_no_image_or_not_there_is_refused(tmp_path):
     subprocess.run(["qemu-img", "create", "-q", "-f", "vdi", vdi, "1M"], check=True)
     with pytest.raises(LabError, match="in the format vdi") as caught:
         disks.take(str(vdi), "", quiet)
-    assert "qemu-img convert" in caught.value.hint
+    assert f"qemu-img convert -O qcow2 {vdi} " in caught.value.hint
 
 
 def test_a_file_that_is_any_file_is_refused(tmp_path):
