@@ -69,7 +69,7 @@ def converge(
                         on_event(progress)
                 _forget_secrets(folder, event)
         except KeyboardInterrupt as e:
-            raise Interrupted("interrupted while converging") from e
+            raise _interrupted() from e
         finally:
             run.stop()
             _end_connections(folder)
@@ -222,7 +222,7 @@ class _Run:
         self._thread.start()
         while True:
             if cancelled and cancelled():
-                raise Interrupted("interrupted while converging")
+                raise _interrupted()
             try:
                 event = self._queue.get(timeout=TICK_S)
             except queue.Empty:
@@ -288,6 +288,10 @@ class _Run:
         """Removes the dump of the whole environment that ansible-runner makes before it starts anything."""
         if status["status"] == "running":
             Path(runner_config.artifact_dir, "command").unlink(missing_ok=True)
+
+
+def _interrupted() -> Interrupted:
+    return Interrupted("interrupted while Ansible ran", hint="Start it again: what is done stays done.")
 
 
 def _end_connections(folder: Path) -> None:

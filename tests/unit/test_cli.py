@@ -266,7 +266,7 @@ def test_check_mode_exits_by_whether_every_host_could_be_gone_through(finish, ou
     assert finish(Run((), converged), pretended=True, as_json=True)[0] == code
 
 
-@pytest.mark.parametrize("interruption", [KeyboardInterrupt(), Interrupted("interrupted while converging")])
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt(), Interrupted("interrupted while Ansible ran")])
 def test_an_interruption_exits_130(run, monkeypatch, interruption):
     def stop(**_):
         raise interruption

@@ -493,9 +493,10 @@ def test_ctrl_c_becomes_interrupted_and_leaves_nothing() -> None:
         if progress.outcome == "start":
             raise KeyboardInterrupt
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted) as caught:
         converge(playbook(SLEEP), fleet("h1"), AnsibleOptions(), on_event=press)
     assert processes_with(ASLEEP) == []
+    assert "stays done" in caught.value.hint, "whoever pressed it wants to know how the hosts were left"
 
 
 def test_cancelling_before_ansible_has_started_leaves_nothing() -> None:
