@@ -441,7 +441,7 @@ def _fleet_host(host: LabHost) -> Host:
 
 
 def _dismantle(lab: Lab, provider: Provider, progress: Progress) -> None:
-    progress(f"stopping {len(lab.hosts)} hosts")
+    progress(f"stopping {len(lab.hosts)} host{'s' if len(lab.hosts) != 1 else ''}")
     provider.stop(lab, lab.hosts, grace_s=_STOP_GRACE_S)
     progress("removing the network")
     with provider.alone():
