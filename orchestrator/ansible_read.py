@@ -61,9 +61,10 @@ def _answer(child: subprocess.Popen[bytes], timeout_s: float) -> bytes:
     try:
         out, err = child.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired as e:
+        see = f"{program('ansible-inventory')} --list"
         raise InventoryError(
             f"inventory: Ansible did not finish reading it within {timeout_s:g} s",
-            hint="An inventory plugin, script or vault password script hangs. Try: ansible-inventory --list",
+            hint=f"An inventory plugin, script or vault password script hangs. Try: {see}",
         ) from e
     if child.returncode:
         raise _explained(err.decode(errors="replace"))
@@ -90,6 +91,7 @@ _SOURCE_LINE = re.compile(r"^\d+ .*\n\s+\^ column \d+", re.M)
 _EXTRA_VARS = "<CLI option '-e'>"  # where Ansible says that such an error is; it names the inventory beside it
 
 _HINTS = (
+    ("No inventory was parsed", "Name one with -i, or in ansible.cfg as `inventory`."),
     ("no vault secrets found", "Name the password with --vault-password-file or --vault-id."),
     ("could decrypt", "The vault password is not the one that this file was encrypted with."),
     ("limit file", "-l @FILE takes a file with one pattern a line."),
@@ -118,5 +120,6 @@ def _explained(stderr: str) -> InventoryError:
     source = re.search(r"Completely failed to parse inventory source (.+)", stderr)
     where = position or (printable(source[1]) if source else "")
     subject = f"inventory {where}".rstrip() if _EXTRA_VARS not in stderr else "extra variables"
-    hint = next((hint for sign, hint in _HINTS if sign in stderr), "See it in full with: ansible-inventory --list")
+    see = f"See it in full with: {program('ansible-inventory')} --list"
+    hint = next((hint for sign, hint in _HINTS if sign in stderr), see)
     return InventoryError(f"{subject}: {reason or 'Ansible gave no reason'}", hint=hint)

@@ -213,7 +213,7 @@ def _nobody(options: AnsibleOptions, groups: Mapping[str, Mapping[str, Any]]) ->
     if options.limit:
         return InventoryError(
             f"inventory: the limit {printable(options.limit)} leaves no host of the group {GROUP}",
-            hint=f"See what there is with: ansible-inventory --graph {GROUP}",
+            hint=f"See what there is with: {program('ansible-inventory')} --graph {GROUP}",
         )
     return InventoryError(f"inventory: the group {GROUP} has no hosts", hint=f"Add hosts to the group {GROUP}.")
 

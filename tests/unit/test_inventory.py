@@ -329,13 +329,14 @@ def test_a_group_without_hosts_is_told_from_a_missing_one() -> None:
 
 
 def test_no_inventory_at_all_asks_for_one() -> None:
-    assert "-i" in refusal().hint
+    assert refusal().hint == "Name one with -i, or in ansible.cfg as `inventory`."
 
 
 @pytest.mark.parametrize("limit", ["nope", "a:&c", "web"])
 def test_a_limit_that_leaves_nobody_is_an_error(limit: str) -> None:
     error = refusal(write(THREE + "[web]\nd\n"), limit=limit)
     assert error.message == f"inventory: the limit {limit} leaves no host of the group kvm_hosts"
+    assert f" {Path(sys.executable).with_name('ansible-inventory')} " in error.hint, "PATH may have none"
 
 
 def test_a_limit_that_cannot_be_read_is_an_error() -> None:
