@@ -26,7 +26,8 @@ def status(lab: LabStatus) -> RenderableType:
     for host in lab.hosts:
         uptime = "-" if host.uptime_s is None else str(timedelta(seconds=int(host.uptime_s)))
         table.add_row(host.name, Text(host.state, style=_STYLE[host.state]), host.system, host.ssh, uptime)
-    summary = f"\n{len(lab.hosts)} hosts of lab {lab.name}, provider {lab.provider}, network {lab.subnet}"
+    hosts = f"{len(lab.hosts)} host{'s' if len(lab.hosts) != 1 else ''}"
+    summary = f"\n{hosts} of lab {lab.name}, provider {lab.provider}, network {lab.subnet}"
     broken = "".join(f"\n{host.name} is broken: {', '.join(host.faults)}" for host in lab.hosts if host.faults)
     where = Text(f"{summary}\ninventory: {lab.inventory}{broken}")
     return Group(table, where, Text(lab.limits, style="dim"))
