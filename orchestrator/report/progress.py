@@ -96,7 +96,7 @@ class Board:
     def _reached(self, event: Step) -> None:
         """Only for the picture: a log has the milestones in the report."""
         row = self._rows[event.host]
-        row.state, row.note = "proving", event.text
+        row.state, row.note, self._task = "proving", event.text, ""
 
     def _collected(self, event: Collected) -> None:
         row = self._rows[event.host]

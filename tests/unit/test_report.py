@@ -240,6 +240,17 @@ def test_a_narrow_picture_shortens_what_a_host_does_before_its_name():
     assert re.search(r"hv4\.example\.com +running +12 tasks, 0 changed +host_tun", text)
 
 
+def test_the_last_task_is_not_shown_while_a_guest_boots():
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100)
+    with Board(["h1"], title="provision", console=console) as board:
+        board.event(Progress("task", "libvirt_guests : Start guests"))
+        board.event(Step("h1", "firmware with kvm: create"))
+    last = screen.getvalue().rpartition("provision")[2]
+    assert "firmware with kvm" in last
+    assert "Start guests" not in last
+
+
 def test_unprovisioning_tells_what_stays_and_who_was_left_as_it_is():
     guests = TaskFailure(task="Stop where guests run", message="Guests run on this host: web.")
     converged = (
