@@ -353,3 +353,14 @@ def test_a_checkout_that_cannot_be_written_says_how_to_put_the_environment_elsew
     done = machine.run(KVMFLEET_VENV="/proc/kvmfleet/venv")  # not even root makes a folder there
     assert done.returncode == 1
     assert "Let KVMFLEET_VENV name a folder that you can write." in done.stderr
+
+
+def test_an_environment_of_somebody_else_says_how_to_have_ones_own(machine: Machine) -> None:
+    machine.run()
+    (machine.checkout / "requirements.lock").write_text("two==2\n")
+    (machine.bin / "rm").unlink()
+    machine.program("rm", "#!/bin/sh\necho 'rm: cannot remove' >&2\nexit 1\n")
+    done = machine.run()
+    assert done.returncode == 1
+    hint = "Let KVMFLEET_VENV name a folder that you can write."
+    assert done.stderr == f"kvmfleet: cannot write {machine.venv}.\n  {hint}\n"
