@@ -157,11 +157,14 @@ def _ansible_config() -> subprocess.CompletedProcess[str]:
 
 
 def _refusal(words: str) -> Problem:
+    words = words.partition("Traceback (most recent call last)")[0].strip()
     fix = (
         "`ansible-config dump --only-changed` shows the same; correct the file or the ANSIBLE_* variable that it names."
     )
     if "locale" in words:
         fix = "export LC_ALL=C.UTF-8"
+    elif "create local directories" in words:
+        fix = "Let ANSIBLE_HOME name a folder that you can write."
     return Problem("error", f"Ansible does not start: {printable(words).removeprefix('ERROR: ')}", fix)
 
 

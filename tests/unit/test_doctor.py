@@ -146,6 +146,14 @@ def test_a_broken_ansible_cfg_is_an_error(tmp_path: Path, monkeypatch: pytest.Mo
     assert "ansible.cfg" in problem.what
 
 
+def test_a_home_that_cannot_be_written_is_told_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANSIBLE_HOME", "/proc/home")  # not even root makes a folder there
+    (problem,) = doctor.ansible_settings()
+    assert "/proc/home/tmp" in problem.what
+    assert "Traceback" not in problem.what
+    assert problem.fix == "Let ANSIBLE_HOME name a folder that you can write."
+
+
 def test_an_ansible_that_cannot_be_started_is_an_error() -> None:
     def absent() -> subprocess.CompletedProcess[str]:
         raise FileNotFoundError(2, "No such file or directory", "ansible-config")
