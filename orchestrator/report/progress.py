@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 from rich.console import Console, Group, RenderableType
+from rich.constrain import Constrain
 from rich.live import Live
 from rich.spinner import Spinner
 from rich.table import Table
@@ -121,7 +122,8 @@ class Board:
             table.add_row(Text(row.host, style="bold"), row.state, numbers, note)
         more = [Text(f"and {len(rows) - ROWS} more hosts", style="dim")] if len(rows) > ROWS else []
         clock = f"{self._title} {time.monotonic() - self._started_s:.0f} s  {printable(self._task, 80)}"
-        return Group(Spinner("dots", Text(clock)), table, *more)
+        rows_of_hosts = Constrain(table, self._console.width - 2)  # a terminal shows ^C behind the last one
+        return Group(Spinner("dots", Text(clock)), rows_of_hosts, *more)
 
 
 class Steps:
