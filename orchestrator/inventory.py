@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -211,9 +212,11 @@ def _nobody(options: AnsibleOptions, groups: Mapping[str, Mapping[str, Any]]) ->
             + f"Put the hosts that are to run guests into a group {GROUP}.",
         )
     if options.limit:
+        sources = [f"--inventory={source}" for source in options.inventory]
+        see = shlex.join([program("ansible-inventory"), *sources, "--graph", GROUP])
         return InventoryError(
             f"inventory: the limit {printable(options.limit)} leaves no host of the group {GROUP}",
-            hint=f"See what there is with: {program('ansible-inventory')} --graph {GROUP}",
+            hint=f"See what there is with: {printable(see)}",
         )
     return InventoryError(f"inventory: the group {GROUP} has no hosts", hint=f"Add hosts to the group {GROUP}.")
 
