@@ -317,7 +317,7 @@ def test_a_history_on_a_server_is_looked_at_and_no_password_is_shown(
         kept, (problem,) = doctor.history()
         assert (kept.where.startswith("postgresql://tester"), kept.schema, problem.level) == (True, None, "warning")
         assert "sesame" not in kept.where + problem.what + problem.fix
-        assert "whether the database answers" in problem.fix
+        assert "that the server answers there" in problem.fix
 
 
 @pytest.mark.parametrize("url", ["mysql://u:sesame@h/d", "sesame", "postgresql://u:ses@ame@h/d"])
