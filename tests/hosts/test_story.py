@@ -67,7 +67,7 @@ def test_a_plan_of_bare_hosts_names_what_would_be_written_and_changes_nothing(pl
         by_role = {change["role"]: change for change in host["changes"]}
         assert "/etc/modules-load.d/kvmfleet.conf" in by_role["kernel_modules"]["things"]
         assert "\n+kvm" in by_role["kernel_modules"]["diff"]
-        assert by_role["host_contract"]["things"] == ["/etc/kvmfleet/contract.json"]
+        assert by_role["host_contract"]["things"] == ["/etc/kvmfleet", "/etc/kvmfleet/contract.json"]
         assert on(name, "test ! -e /etc/kvmfleet && ! command -v virsh && echo bare") == "bare\n"
 
 
