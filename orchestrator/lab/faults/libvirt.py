@@ -8,8 +8,10 @@ SOCKETS = "libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket"
 TLS = "libvirtd-tls.socket"
 UNITS = f"libvirtd.service {SOCKETS} {TLS}"
 OTHERS = "systemctl is-enabled --quiet libvirtd-tls.socket && systemctl start libvirtd-tls.socket || true"
-LISTEN = f"systemctl stop libvirtd.service; systemctl start {SOCKETS}; {OTHERS}"
-"""A socket does not start while its service runs."""
+FORGET = "systemctl reset-failed libvirtd.service 2>/dev/null || true"
+LISTEN = f"systemctl stop libvirtd.service; {FORGET}; systemctl start {SOCKETS}; {OTHERS}"
+"""A socket does not start while its service runs. A daemon that is stopped soon after its start can hang for 30 s and
+then fails (libvirt 11.3), which would be shown until a client starts it again."""
 
 DAEMON, QEMU = "/etc/libvirt/libvirtd.conf", "/etc/libvirt/qemu.conf"
 PROGRAM = "/usr/sbin/libvirtd"
