@@ -23,7 +23,7 @@ from loopback import Sshd, sshd  # type: ignore[import-not-found]  # through the
 from orchestrator.collect import collect
 from orchestrator.inventory import AnsibleOptions, load
 from orchestrator.judge import judge, read_contract
-from orchestrator.model import Boot
+from orchestrator.model.run import Boot
 
 rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
 FEW, MANY = 4, 32

@@ -33,7 +33,8 @@ from fleets import Access, Target, remember, write_inventory
 from measure import BIN, COMMAND, ROOT, Run, by_turns, heading, median_cpu_s, median_wall_s, run, table
 
 from orchestrator import payload
-from orchestrator.model import Boot, Evidence
+from orchestrator.model.evidence import Evidence
+from orchestrator.model.run import Boot
 from orchestrator.reach.question import Question, argv, command_line
 
 LAB, HOST = "bench-drift", "bench-drift-1"

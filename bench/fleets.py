@@ -13,7 +13,9 @@ from orchestrator import intent, inventory
 from orchestrator.history.store import Store
 from orchestrator.inventory import AnsibleOptions
 from orchestrator.judge import read_contract
-from orchestrator.model import Collected, Evidence, HostResult, Judgement
+from orchestrator.model.evidence import Evidence
+from orchestrator.model.finding import Judgement
+from orchestrator.model.run import Collected, HostResult
 
 __all__ = ["Access", "Target", "remember", "write_inventory"]
 

@@ -33,7 +33,8 @@ from evidence import host as recorded  # type: ignore[import-not-found]
 from orchestrator import snapshot
 from orchestrator.history import address, database
 from orchestrator.history.store import Store
-from orchestrator.model import Collected, Drift, HostDrift
+from orchestrator.model.drift import Drift, HostDrift
+from orchestrator.model.run import Collected
 from orchestrator.result import judged
 from orchestrator.waivers import Waivers
 

@@ -16,7 +16,7 @@ import msgspec
 
 from orchestrator import paths, processes, scratch
 from orchestrator.errors import AssetError
-from orchestrator.model import Boot
+from orchestrator.model.run import Boot
 from orchestrator.text import printable
 
 __all__ = ["ALPINE", "Asset", "alpine"]

@@ -16,7 +16,7 @@ from orchestrator import identity, payload
 from orchestrator.ansible_cfg import Settings
 from orchestrator.errors import Interrupted
 from orchestrator.inventory import AnsibleOptions, Host, Secrets
-from orchestrator.model import Boot, Collected, Step
+from orchestrator.model.run import Boot, Collected, Step
 from orchestrator.reach import local, through_ansible
 from orchestrator.reach.question import Answer, Question, Silence, interpret, too_late
 from orchestrator.reach.route import AnsibleRoute, LocalRoute, SshRoute, choose

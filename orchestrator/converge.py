@@ -24,7 +24,7 @@ from orchestrator import paths, processes, scratch
 from orchestrator.ansible_read import program
 from orchestrator.errors import ConvergeError, Interrupted
 from orchestrator.inventory import AnsibleOptions, Fleet, Secrets
-from orchestrator.model import HostConverged
+from orchestrator.model.run import HostConverged
 from orchestrator.tally import Progress, Tally
 from orchestrator.text import printable
 

@@ -7,7 +7,10 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from orchestrator import snapshot
-from orchestrator.model import Collected, Drift, DriftState, Evidence, HostDrift, Verdict
+from orchestrator.model.drift import Drift, DriftState, HostDrift
+from orchestrator.model.evidence import Evidence
+from orchestrator.model.finding import Verdict
+from orchestrator.model.run import Collected
 from orchestrator.snapshot import Snapshot
 
 __all__ = ["Baseline", "compare", "judge", "left", "timed"]

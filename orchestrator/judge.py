@@ -12,18 +12,10 @@ from orchestrator.checks import fleet
 from orchestrator.checks.catalogue import catalogue
 from orchestrator.checks.contract import read
 from orchestrator.checks.registry import Case, Check, Topic
-from orchestrator.model import (
-    Collected,
-    Contract,
-    Evidence,
-    Finding,
-    FleetFinding,
-    HostResult,
-    Judgement,
-    Profile,
-    Verdict,
-    Waiver,
-)
+from orchestrator.model.contract import Contract, Profile
+from orchestrator.model.evidence import Evidence
+from orchestrator.model.finding import Finding, FleetFinding, Judgement, Verdict, Waiver
+from orchestrator.model.run import Collected, HostResult
 from orchestrator.text import printable
 
 __all__ = ["judge", "judge_fleet", "read_contract", "silence"]

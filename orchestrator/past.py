@@ -13,7 +13,8 @@ from orchestrator import __version__, drift, snapshot
 from orchestrator.errors import KvmfleetError, StoreError, UnwritableError
 from orchestrator.history.store import PastResult, Run, Store
 from orchestrator.inventory import Fleet
-from orchestrator.model import Collected, HostDrift, HostResult
+from orchestrator.model.drift import HostDrift
+from orchestrator.model.run import Collected, HostResult
 from orchestrator.probe import Known
 from orchestrator.text import listed
 

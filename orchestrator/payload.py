@@ -12,7 +12,9 @@ from typing import Any
 import msgspec
 
 from orchestrator.collector.marks import BEGIN, END
-from orchestrator.model import SCHEMA, Boot, Evidence
+from orchestrator.model.contract import SCHEMA
+from orchestrator.model.evidence import Evidence
+from orchestrator.model.run import Boot
 
 __all__ = ["MAX_BYTES", "decode", "packed", "payload"]
 

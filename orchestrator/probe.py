@@ -13,16 +13,9 @@ from orchestrator import snapshot
 from orchestrator.drift import Baseline
 from orchestrator.history.store import PastResult
 from orchestrator.inventory import Host
-from orchestrator.model import (
-    Boot,
-    Drift,
-    DriftState,
-    EarlierBoot,
-    HostConverged,
-    HostDrift,
-    HostResult,
-    Verdict,
-)
+from orchestrator.model.drift import Drift, DriftState, HostDrift
+from orchestrator.model.finding import Verdict
+from orchestrator.model.run import Boot, EarlierBoot, HostConverged, HostResult
 from orchestrator.text import moment
 
 __all__ = ["Known", "Look", "Which", "booted_before", "earlier_boot", "is_settled", "spared", "told"]

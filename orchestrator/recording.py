@@ -12,7 +12,8 @@ import msgspec
 
 from orchestrator import __version__, whole_file
 from orchestrator.errors import UsageError
-from orchestrator.model import SCHEMA, Collected, HostConverged, HostResult, Profile
+from orchestrator.model.contract import SCHEMA, Profile
+from orchestrator.model.run import Collected, HostConverged, HostResult
 from orchestrator.text import printable, printable_json
 
 __all__ = ["FORMAT", "MAX_BYTES", "Recording", "file_name", "read", "save"]

@@ -10,7 +10,10 @@ import msgspec
 from orchestrator.checks.host import CONVERGED, DRIFT
 from orchestrator.inventory import Host
 from orchestrator.judge import judge, read_contract, silence
-from orchestrator.model import Collected, Drift, Finding, HostConverged, HostResult, Judgement, Profile
+from orchestrator.model.contract import Profile
+from orchestrator.model.drift import Drift
+from orchestrator.model.finding import Finding, Judgement
+from orchestrator.model.run import Collected, HostConverged, HostResult
 from orchestrator.text import listed, printable
 from orchestrator.waivers import Waivers
 

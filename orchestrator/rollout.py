@@ -15,16 +15,9 @@ from orchestrator.errors import KvmfleetError
 from orchestrator.history.store import Store
 from orchestrator.inventory import AnsibleOptions, Fleet, Secrets
 from orchestrator.judge import judge_fleet
-from orchestrator.model import (
-    Boot,
-    Collected,
-    Depth,
-    FleetFinding,
-    HostConverged,
-    HostDrift,
-    HostResult,
-    Step,
-)
+from orchestrator.model.drift import HostDrift
+from orchestrator.model.finding import FleetFinding
+from orchestrator.model.run import Boot, Collected, Depth, HostConverged, HostResult, Step
 from orchestrator.past import History, Past
 from orchestrator.probe import Known, Look, Which
 from orchestrator.recording import Recording

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from orchestrator import model
 from orchestrator.collector.inventory import MIGHTY
-from orchestrator.model import Evidence, FileState, Module, Network, Pool, Tuning
+from orchestrator.model import evidence
+from orchestrator.model.evidence import Evidence, FileState, Module, Network, Pool, Tuning
 
 __all__ = ["EDITION", "KINDS", "Snapshot", "kind", "owner", "take"]
 
@@ -29,7 +29,7 @@ ABSENT = "not installed"
 OF_THE_BOOT = re.compile(r"(BOOT_IMAGE|initrd)=")
 
 EDITION = hashlib.sha256(
-    b"".join(Path(file).read_bytes() for file in (__file__, model.__file__))
+    b"".join(Path(file).read_bytes() for file in (__file__, evidence.__file__))
 ).hexdigest()[:16]  # fmt: skip
 """Of the code that takes snapshots: one that another edition took may spell the same host differently."""
 

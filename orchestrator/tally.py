@@ -11,7 +11,7 @@ from orchestrator import changes, failure
 from orchestrator.ansible_read import explain
 from orchestrator.errors import ConvergeError
 from orchestrator.inventory import AnsibleOptions
-from orchestrator.model import Change, HostConverged, TaskFailure
+from orchestrator.model.run import Change, HostConverged, TaskFailure
 from orchestrator.text import printable, printable_lines
 
 __all__ = ["Progress", "Tally"]

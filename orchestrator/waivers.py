@@ -19,7 +19,7 @@ import yaml
 from orchestrator.checks.catalogue import catalogue, similar, topics
 from orchestrator.errors import WaiverError
 from orchestrator.inventory import Fleet
-from orchestrator.model import Waiver
+from orchestrator.model.finding import Waiver
 from orchestrator.text import printable
 
 __all__ = ["FILE", "MAX_BYTES", "Waivers", "beside", "load", "read"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from orchestrator.checks.host import BECOME
 from orchestrator.checks.registry import Case, check, not_applicable, passed, undecided, warned
-from orchestrator.model import Finding, Runner, System
+from orchestrator.model.evidence import Runner, System
+from orchestrator.model.finding import Finding
 
 CONTROLLERS = ("cpu", "cpuset", "io", "memory", "pids")  # devices and freezer are no controllers in v2
 UNIFIED = "Take systemd.unified_cgroup_hierarchy= out of the kernel's arguments, or set it to 1, then reboot."

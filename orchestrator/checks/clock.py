@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.checks.registry import Case, check, failed, not_applicable, passed, undecided, warned
-from orchestrator.model import Finding
+from orchestrator.model.finding import Finding
 
 OFF_S, FAR_OFF_S = 2.0, 300.0  # Kerberos and many a certificate's issuer draw the second line there
 UNSYNCHRONISED_MS = 16000.0  # NTP_PHASE_LIMIT of the kernel

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from orchestrator.checks.registry import Case, check, failed, not_applicable, passed, plain, undecided
-from orchestrator.model import Confidential, Finding, Module
+from orchestrator.model.contract import Confidential
+from orchestrator.model.evidence import Module
+from orchestrator.model.finding import Finding
 
 # Flag of the processor and option of kvm_amd, in the order in which they build on each other.
 SEV: dict[Confidential, tuple[str, str]] = {

@@ -5,7 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from orchestrator.checks.registry import Case, check, failed, passed
-from orchestrator.model import SCHEMA, Contract, Evidence, FileState, FileWish, Finding
+from orchestrator.model.contract import SCHEMA, Contract, FileWish
+from orchestrator.model.evidence import Evidence, FileState
+from orchestrator.model.finding import Finding
 
 PATH = "/etc/kvmfleet/contract.json"
 PROVISION = "Run `kvmfleet provision` for this host."

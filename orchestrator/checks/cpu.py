@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Callable
 
 from orchestrator.checks.registry import Case, check, failed, not_applicable, numbers, passed, undecided, warned
-from orchestrator.model import CpuKind, Finding
+from orchestrator.model.evidence import CpuKind
+from orchestrator.model.finding import Finding
 
 ARCHITECTURES = ("x86_64", "aarch64")
 FIRMWARE = "Enable virtualization (Intel VT-x, AMD SVM) in the firmware setup, then switch the machine off and on."

@@ -16,7 +16,9 @@ from typing import NamedTuple
 import msgspec
 
 from orchestrator.checks.registry import Explanation, Topic
-from orchestrator.model import Contract, Evidence, FleetFinding, Status
+from orchestrator.model.contract import Contract
+from orchestrator.model.evidence import Evidence
+from orchestrator.model.finding import FleetFinding, Status
 from orchestrator.text import listed
 
 __all__ = ["CHECKS", "FleetCheck", "Member"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from orchestrator.checks.registry import Case, check, failed, not_applicable, passed, undecided, warned
-from orchestrator.model import Finding, Guest
+from orchestrator.model.evidence import Guest
+from orchestrator.model.finding import Finding
 
 NEXT = {
     "": "Free space in /var/lib/libvirt, then validate again.",

@@ -6,7 +6,7 @@ from shlex import quote
 
 from orchestrator.checks.contract import PROVISION
 from orchestrator.checks.registry import Case, check, differences, failed, not_applicable, passed, warned
-from orchestrator.model import Finding
+from orchestrator.model.finding import Finding
 
 NO_POLICY = "no policy is asked for"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.checks.registry import Case, Explanation, Topic, check, failed, passed
-from orchestrator.model import Finding
+from orchestrator.model.finding import Finding
 
 BECOME = "Let the login user become root: ansible_become: true, and sudo without a password."
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from orchestrator.checks.registry import Case, check, failed, not_applicable, passed, plain, warned
-from orchestrator.model import Finding, Module
+from orchestrator.model.evidence import Module
+from orchestrator.model.finding import Finding
 
 FIRMWARE = "Enable VT-d, AMD-Vi or SMMU in the firmware, then power the machine off and on."
 # What asks for an IOMMU. amd_iommu=on is no such word: the kernel knows it not.

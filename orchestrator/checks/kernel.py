@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 
 from orchestrator.checks.contract import PROVISION
 from orchestrator.checks.registry import Case, Check, check, differences, failed, not_applicable, passed, warned
-from orchestrator.model import Finding, Module, ModuleWish
+from orchestrator.model.contract import ModuleWish
+from orchestrator.model.evidence import Module
+from orchestrator.model.finding import Finding
 
 
 def _here(case: Case, name: str) -> bool:

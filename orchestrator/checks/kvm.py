@@ -5,7 +5,7 @@ from __future__ import annotations
 from shlex import quote
 
 from orchestrator.checks.registry import Case, check, failed, not_applicable, passed, undecided, warned
-from orchestrator.model import Finding
+from orchestrator.model.finding import Finding
 
 REASONS = {
     "ENOENT": "Load the module kvm_intel or kvm_amd.",

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from orchestrator.checks.registry import Case, check, failed, not_applicable, passed, undecided, warned
-from orchestrator.model import Finding
+from orchestrator.model.finding import Finding
 
 CONTAINER = "a container has the kernel of the machine below"
 TRUSTED = "guests trust each other in a lab"

@@ -7,7 +7,8 @@ from shlex import quote
 
 from orchestrator.checks.contract import PROVISION
 from orchestrator.checks.registry import Case, check, differences, failed, not_applicable, passed, undecided, warned
-from orchestrator.model import Finding, Unit
+from orchestrator.model.evidence import Unit
+from orchestrator.model.finding import Finding
 
 FAMILIES = {"monolithic": "libvirtd", "modular": "virtqemud"}
 SLOW_MS = 10_000

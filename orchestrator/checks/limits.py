@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 from orchestrator.checks.host import BECOME
 from orchestrator.checks.registry import Case, check, failed, not_applicable, passed, undecided, warned
-from orchestrator.model import Finding, Runner
+from orchestrator.model.evidence import Runner
+from orchestrator.model.finding import Finding
 
 NEARLY = 0.8
 ROOM = 16  # descriptors: a daemon opens some ten more while it starts a guest

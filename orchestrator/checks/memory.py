@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from orchestrator.checks.registry import Case, check, failed, not_applicable, passed, undecided, warned
-from orchestrator.model import Finding, Memory
+from orchestrator.model.evidence import Memory
+from orchestrator.model.finding import Finding
 
 UNREAD = "Is /proc mounted? Read /proc/meminfo on the host."
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from shlex import quote
 
 from orchestrator.checks.registry import Case, check, failed, not_applicable, passed
-from orchestrator.model import Finding, Pool, PoolWish
+from orchestrator.model.contract import PoolWish
+from orchestrator.model.evidence import Pool
+from orchestrator.model.finding import Finding
 
 GONE = ("EHOSTDOWN", "EHOSTUNREACH", "EIO", "ENOTCONN", "EREMOTEIO", "ESTALE", "ETIMEDOUT")
 REFUSED = ("EACCES", "EPERM")  # root is refused only by a file server

@@ -9,7 +9,8 @@ from shlex import quote
 
 from orchestrator.checks.contract import PROVISION
 from orchestrator.checks.registry import Case, check, failed, not_applicable, passed, undecided, warned
-from orchestrator.model import Finding, Link, Network, RunningNetwork
+from orchestrator.model.evidence import Link, Network, RunningNetwork
+from orchestrator.model.finding import Finding
 
 NONE = Network()
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface

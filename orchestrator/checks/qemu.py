@@ -6,7 +6,7 @@ import re
 
 from orchestrator.checks.contract import PROVISION
 from orchestrator.checks.registry import Case, check, failed, not_applicable, passed, undecided, warned
-from orchestrator.model import Finding
+from orchestrator.model.finding import Finding
 from orchestrator.text import listed
 
 PACKAGE = re.compile(r"qemu-(system-\w+|x86|arm|kvm|base)")

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from orchestrator.model import Contract, Evidence, Finding, Profile
+from orchestrator.model.contract import Contract, Profile
+from orchestrator.model.evidence import Evidence
+from orchestrator.model.finding import Finding
 
 __all__ = [
     "Case",

@@ -17,7 +17,9 @@ from orchestrator.checks.registry import (
     undecided,
     warned,
 )
-from orchestrator.model import Certificate, CertificateWish, Finding, Sasl, SaslWish, Unit
+from orchestrator.model.contract import CertificateWish, SaslWish
+from orchestrator.model.evidence import Certificate, Sasl, Unit
+from orchestrator.model.finding import Finding
 
 DAY_S = 86400
 EARLY_DAYS = 30

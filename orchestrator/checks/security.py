@@ -8,7 +8,9 @@ from orchestrator.checks.contract import PROVISION
 from orchestrator.checks.host import BECOME
 from orchestrator.checks.registry import Case, check, failed, not_applicable, passed, plain, undecided, warned
 from orchestrator.collector.inventory import MIGHTY
-from orchestrator.model import Finding, Firewall, FirewallWish, Module, Process, SecurityWish
+from orchestrator.model.contract import FirewallWish, SecurityWish
+from orchestrator.model.evidence import Firewall, Module, Process
+from orchestrator.model.finding import Finding
 
 NAMES = {"selinux": "SELinux", "apparmor": "AppArmor"}
 SEEN_BEFORE = "End those guests and start them again: they were started before that was set."

@@ -8,7 +8,9 @@ from shlex import quote
 
 from orchestrator.checks.contract import PROVISION
 from orchestrator.checks.registry import Case, check, failed, not_applicable, passed, undecided, warned
-from orchestrator.model import Finding, Pool, PoolWish, Space
+from orchestrator.model.contract import PoolWish
+from orchestrator.model.evidence import Pool, Space
+from orchestrator.model.finding import Finding
 
 NOTHING = "the contract names no storage pool"
 SOON_SHARE, SOON_MIB = 0.10, 64 << 10

@@ -6,7 +6,9 @@ from collections.abc import Iterable
 
 from orchestrator.checks.contract import PROVISION
 from orchestrator.checks.registry import Case, check, failed, not_applicable, numbers, passed, warned
-from orchestrator.model import Finding, Hugepages, HugepagesWish, Sysctl, Tuning, TuningWish, Unit
+from orchestrator.model.contract import HugepagesWish, TuningWish
+from orchestrator.model.evidence import Hugepages, Sysctl, Tuning, Unit
+from orchestrator.model.finding import Finding
 
 MM = "/sys/kernel/mm"
 REBOOT = "Reboot when no guest runs."

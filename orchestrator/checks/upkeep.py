@@ -8,7 +8,8 @@ import shlex
 from orchestrator.checks.host import BECOME
 from orchestrator.checks.limits import HOLDERS
 from orchestrator.checks.registry import Case, check, failed, not_applicable, passed, undecided, warned
-from orchestrator.model import Disk, Finding, Runner
+from orchestrator.model.evidence import Disk, Runner
+from orchestrator.model.finding import Finding
 from orchestrator.text import listed
 
 CONTAINER = "the kernel is that of the machine below"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from orchestrator.checks.registry import Case, Check, check, not_applicable, passed, warned
-from orchestrator.model import Finding, Windows
+from orchestrator.model.evidence import Windows
+from orchestrator.model.finding import Finding
 
 Look = Callable[[Windows], tuple[str, str]]
 """What is there, "" when it is not enough; then what to do about it."""

@@ -21,7 +21,7 @@ from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrator.history.store import Store
-    from orchestrator.model import Drift, HostDrift
+    from orchestrator.model.drift import Drift, HostDrift
 
 __all__ = ["drift", "history"]
 
@@ -180,7 +180,7 @@ def accept(host: str, items: tuple[str, ...], reason: str | None, as_json: bool)
 
 def _chosen(watched: HostDrift, wanted: Sequence[str]) -> list[Drift]:
     """What the patterns name; everything where there are none."""
-    from orchestrator.model import TOLD
+    from orchestrator.model.drift import TOLD
     from orchestrator.text import printable
 
     host, seen = watched.host, watched.items

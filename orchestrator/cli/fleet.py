@@ -25,7 +25,8 @@ from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrator.inventory import AnsibleOptions, Fleet, Secrets
-    from orchestrator.model import Boot, Profile
+    from orchestrator.model.contract import Profile
+    from orchestrator.model.run import Boot
     from orchestrator.probe import Which
     from orchestrator.rollout import Run, Standards
 

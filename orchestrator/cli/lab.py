@@ -14,7 +14,7 @@ from orchestrator.cli.output import Output, Reports, console, ignore, log, print
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.model import Boot
+    from orchestrator.model.run import Boot
 
 __all__ = ["lab"]
 

@@ -12,7 +12,7 @@ from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrator.errors import KvmfleetError
-    from orchestrator.model import HostDrift
+    from orchestrator.model.drift import HostDrift
     from orchestrator.notify.destinations import Destination
 
 __all__ = ["destinations", "notify", "notify_options", "tell"]

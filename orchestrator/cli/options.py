@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from orchestrator.history.store import Store
     from orchestrator.inventory import AnsibleOptions, Secrets
-    from orchestrator.model import Boot
+    from orchestrator.model.run import Boot
 
 __all__ = [
     "BootType",
@@ -205,7 +205,7 @@ class BootType(click.ParamType["Boot"]):
         return f"[{'|'.join(DEPTHS)}|file=IMAGE]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Boot:
-        from orchestrator.model import Boot
+        from orchestrator.model.run import Boot
 
         if isinstance(value, Boot):
             return value

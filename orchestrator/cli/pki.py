@@ -21,7 +21,7 @@ from orchestrator.cli.output import Output, Reports, board, console, log, print_
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.model import Boot
+    from orchestrator.model.run import Boot
 
 __all__ = ["pki"]
 

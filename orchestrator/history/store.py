@@ -35,7 +35,10 @@ from orchestrator.history.tables import (
     snapshots,
     watches,
 )
-from orchestrator.model import TOLD, Drift, Evidence, Finding, HostDrift, HostResult, Verdict
+from orchestrator.model.drift import TOLD, Drift, HostDrift
+from orchestrator.model.evidence import Evidence
+from orchestrator.model.finding import Finding, Verdict
+from orchestrator.model.run import HostResult
 
 __all__ = ["Acceptance", "PastResult", "PastRun", "Run", "Store"]
 

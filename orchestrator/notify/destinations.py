@@ -17,7 +17,7 @@ import msgspec
 
 from orchestrator import processes
 from orchestrator.errors import UsageError
-from orchestrator.model import Message
+from orchestrator.model.run import Message
 
 __all__ = ["Destination", "read", "send"]
 

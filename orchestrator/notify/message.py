@@ -9,7 +9,8 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 
-from orchestrator.model import Drift, Message
+from orchestrator.model.drift import Drift
+from orchestrator.model.run import Message
 from orchestrator.notify.transitions import Transition
 from orchestrator.text import moment, printable
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from orchestrator.history.database import reading, writing
 from orchestrator.history.tables import destinations, notices, watches
-from orchestrator.model import HostDrift
+from orchestrator.model.drift import HostDrift
 from orchestrator.notify.transitions import Notice, Transition, group
 
 __all__ = ["CLAIM_S", "Notices"]

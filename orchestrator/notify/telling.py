@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from orchestrator.errors import KvmfleetError, NotifyError, StoreError
 from orchestrator.history.store import Store
-from orchestrator.model import HostDrift, Message
+from orchestrator.model.drift import HostDrift
+from orchestrator.model.run import Message
 from orchestrator.notify import destinations
 from orchestrator.notify.destinations import Destination
 from orchestrator.notify.message import message, trial

@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from orchestrator.model import Drift, DriftState, HostDrift
+from orchestrator.model.drift import Drift, DriftState, HostDrift
 
 __all__ = ["SILENT", "Kind", "Notice", "Transition", "group", "transitions"]
 

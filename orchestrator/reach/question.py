@@ -14,7 +14,8 @@ from typing import Literal, Protocol
 import msgspec
 
 from orchestrator.collector.marks import STEP
-from orchestrator.model import Collected, Evidence
+from orchestrator.model.evidence import Evidence
+from orchestrator.model.run import Collected
 from orchestrator.payload import MAX_BYTES
 from orchestrator.text import printable
 

@@ -14,7 +14,7 @@ from orchestrator.ansible_cfg import Settings
 from orchestrator.collector.guest import PREFIX
 from orchestrator.converge import converge
 from orchestrator.inventory import AnsibleOptions, Fleet, Host, Secrets
-from orchestrator.model import Collected, HostConverged
+from orchestrator.model.run import Collected, HostConverged
 from orchestrator.payload import MAX_BYTES
 from orchestrator.reach.question import (
     PYTHONS,

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.history.store import Acceptance, PastResult, PastRun
-from orchestrator.model import Drift, DriftState, HostDrift
+from orchestrator.model.drift import Drift, DriftState, HostDrift
 from orchestrator.snapshot import ABSENT, owner
 from orchestrator.text import listed, printable, printable_lines
 

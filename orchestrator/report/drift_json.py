@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from orchestrator import __version__
-from orchestrator.model import Drift, DriftState, HostDrift
+from orchestrator.model.drift import Drift, DriftState, HostDrift
 from orchestrator.report.drift import STATES, heal
 from orchestrator.snapshot import owner
 from orchestrator.text import printable_json

@@ -18,7 +18,9 @@ import msgspec
 
 from orchestrator import __version__
 from orchestrator.checks.catalogue import topics
-from orchestrator.model import EarlierBoot, Evidence, Finding, FleetFinding, Guest, HostResult, Status, Verdict
+from orchestrator.model.evidence import Evidence, Guest
+from orchestrator.model.finding import Finding, FleetFinding, Status, Verdict
+from orchestrator.model.run import EarlierBoot, HostResult
 from orchestrator.report.summary import counts, replayed, worth_showing
 from orchestrator.text import moment, printable
 

@@ -7,18 +7,11 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from orchestrator import __version__
-from orchestrator.model import (
-    Contract,
-    Drift,
-    EarlierBoot,
-    Evidence,
-    Finding,
-    FleetFinding,
-    HostConverged,
-    HostResult,
-    Profile,
-    Verdict,
-)
+from orchestrator.model.contract import Contract, Profile
+from orchestrator.model.drift import Drift
+from orchestrator.model.evidence import Evidence
+from orchestrator.model.finding import Finding, FleetFinding, Verdict
+from orchestrator.model.run import EarlierBoot, HostConverged, HostResult
 from orchestrator.report.summary import counts
 from orchestrator.text import printable_json
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 
-from orchestrator.model import TOLD, Drift, Finding, FleetFinding, HostDrift, HostResult
+from orchestrator.model.drift import TOLD, Drift, HostDrift
+from orchestrator.model.finding import Finding, FleetFinding
+from orchestrator.model.run import HostResult
 from orchestrator.report.drift import heal
 from orchestrator.snapshot import owner
 from orchestrator.text import moment, printable

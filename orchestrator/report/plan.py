@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from orchestrator import __version__
-from orchestrator.model import Change, HostConverged
+from orchestrator.model.run import Change, HostConverged
 from orchestrator.text import listed, printable, printable_json
 
 __all__ = ["Plan", "exit_code", "plan", "render", "report"]

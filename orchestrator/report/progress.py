@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.converge import Progress
-from orchestrator.model import Collected, HostConverged, Step
+from orchestrator.model.run import Collected, HostConverged, Step
 from orchestrator.text import printable
 
 __all__ = ["Board", "Steps"]

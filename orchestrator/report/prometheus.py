@@ -11,7 +11,9 @@ from typing import get_args
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-from orchestrator.model import DriftState, FleetFinding, HostDrift, HostResult, Status
+from orchestrator.model.drift import DriftState, HostDrift
+from orchestrator.model.finding import FleetFinding, Status
+from orchestrator.model.run import HostResult
 from orchestrator.report.summary import VERDICTS
 from orchestrator.text import printable
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from orchestrator.model import Contract, Evidence
+from orchestrator.model.contract import Contract
+from orchestrator.model.evidence import Evidence
 from orchestrator.recording import Recording
 from orchestrator.report.drift_json import DriftReport
 from orchestrator.report.json import Report

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from orchestrator.model import Finding, HostConverged, HostResult, Verdict
+from orchestrator.model.finding import Finding, Verdict
+from orchestrator.model.run import HostConverged, HostResult
 from orchestrator.text import moment
 
 __all__ = ["VERDICTS", "counts", "exit_code", "pretended_exit_code", "replayed", "worth_showing"]

@@ -11,7 +11,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.model import EarlierBoot, Finding, FleetFinding, Guest, HostConverged, HostResult
+from orchestrator.model.evidence import Guest
+from orchestrator.model.finding import Finding, FleetFinding
+from orchestrator.model.run import EarlierBoot, HostConverged, HostResult
 from orchestrator.report.summary import counts, replayed, worth_showing
 from orchestrator.text import ago, listed, printable
 

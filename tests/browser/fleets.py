@@ -8,7 +8,8 @@ import msgspec
 from evidence import host, judged
 
 from orchestrator.judge import judge, read_contract, silence
-from orchestrator.model import Collected, Finding, HostResult, Judgement, Waiver
+from orchestrator.model.finding import Finding, Judgement, Waiver
+from orchestrator.model.run import Collected, HostResult
 
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=alert(1)>'\"></td>{{ 7*7 }}\x1b[2J\u202e"
 """What a host could call itself, and say about itself."""

@@ -11,7 +11,8 @@ import pytest
 from fleets import HOSTILE, hostile, mixed
 from playwright.sync_api import Page, expect
 
-from orchestrator.model import FleetFinding, HostResult
+from orchestrator.model.finding import FleetFinding
+from orchestrator.model.run import HostResult
 from orchestrator.report import html
 
 Visit = Callable[..., Page]

@@ -15,7 +15,7 @@ from orchestrator.inventory import AnsibleOptions
 from orchestrator.lab import drills, labs
 from orchestrator.lab.faults.catalogue import catalogue
 from orchestrator.lab.spec import SYSTEMS
-from orchestrator.model import Boot
+from orchestrator.model.run import Boot
 
 pytestmark = pytest.mark.hosts
 

@@ -9,18 +9,9 @@ from typing import Any
 import msgspec
 
 from orchestrator.judge import judge, read_contract
-from orchestrator.model import (
-    Accel,
-    Clock,
-    Contract,
-    Evidence,
-    Judgement,
-    Limits,
-    Memory,
-    Profile,
-    Security,
-    Upkeep,
-)
+from orchestrator.model.contract import Contract, Profile
+from orchestrator.model.evidence import Accel, Clock, Evidence, Limits, Memory, Security, Upkeep
+from orchestrator.model.finding import Judgement
 
 FOLDER = Path(__file__).parents[1] / "evidence"
 

@@ -5,19 +5,11 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from orchestrator.model import (
-    Collected,
-    Contract,
-    ContractSlot,
-    Drift,
-    DriftState,
-    Evidence,
-    Finding,
-    HostDrift,
-    HostResult,
-    Judgement,
-    System,
-)
+from orchestrator.model.contract import Contract
+from orchestrator.model.drift import Drift, DriftState, HostDrift
+from orchestrator.model.evidence import ContractSlot, Evidence, System
+from orchestrator.model.finding import Finding, Judgement
+from orchestrator.model.run import Collected, HostResult
 
 GOOD = Finding("kvm.exec", "pass", "a guest executed in 0.3 ms")
 BAD = Finding("kvm.node", "fail", "/dev/kvm is absent", "a character device", "nothing", "modprobe kvm_intel")

@@ -13,7 +13,7 @@ import pytest
 from orchestrator import assets
 from orchestrator.assets import ALPINE, Asset
 from orchestrator.errors import AssetError
-from orchestrator.model import Boot
+from orchestrator.model.run import Boot
 
 PARTS = {"kernel": b"k" * 5000, "initrd": b"i" * 300}
 

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator import changes
 from orchestrator.inventory import AnsibleOptions
-from orchestrator.model import Change, HostConverged
+from orchestrator.model.run import Change, HostConverged
 from orchestrator.tally import CHANGES, DIFFS, Progress, Tally
 
 CHECK = AnsibleOptions(check=True, diff=True)

@@ -28,7 +28,10 @@ from orchestrator.history.tables import SCHEMA
 from orchestrator.inventory import Fleet, Host
 from orchestrator.lab import record
 from orchestrator.lab.record import Lab, LabHost
-from orchestrator.model import Boot, Collected, Drift, Finding, HostConverged, HostDrift, HostResult, Judgement, Profile
+from orchestrator.model.contract import Profile
+from orchestrator.model.drift import Drift, HostDrift
+from orchestrator.model.finding import Finding, Judgement
+from orchestrator.model.run import Boot, Collected, HostConverged, HostResult
 from orchestrator.rollout import Run
 
 COMMAND = [sys.executable, "-P", "-m", "orchestrator"]

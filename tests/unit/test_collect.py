@@ -26,7 +26,8 @@ from orchestrator.collect import ask_all, ask_each, collect
 from orchestrator.collector.marks import STEP
 from orchestrator.errors import StoreError
 from orchestrator.inventory import AnsibleOptions, Host
-from orchestrator.model import Boot, Collected, Evidence, Step
+from orchestrator.model.evidence import Evidence
+from orchestrator.model.run import Boot, Collected, Step
 from orchestrator.payload import MAX_BYTES
 from orchestrator.reach import turns
 from orchestrator.reach.question import Question

@@ -39,8 +39,9 @@ from orchestrator.collector import (
 from orchestrator.collector.contract import Contract
 from orchestrator.collector.limits import Deadline
 from orchestrator.collector.main import SCHEMA, gather, this_machine
-from orchestrator.model import SCHEMA as MODEL_SCHEMA
-from orchestrator.model import Boot, Evidence
+from orchestrator.model.contract import SCHEMA as MODEL_SCHEMA
+from orchestrator.model.evidence import Evidence
+from orchestrator.model.run import Boot
 from orchestrator.payload import decode, payload, shape
 
 MODULES = sorted(Path(shell.__file__).parent.glob("*.py"))

@@ -19,7 +19,7 @@ from orchestrator.collector import boots, guest, luggage
 from orchestrator.collector.boots import RECIPES, Unusable
 from orchestrator.collector.contract import Contract
 from orchestrator.collector.wish import Wish
-from orchestrator.model import Depth
+from orchestrator.model.run import Depth
 
 needs_qemu_img = pytest.mark.skipif(not shutil.which("qemu-img"), reason="qemu-img is not installed")
 

@@ -16,7 +16,7 @@ from orchestrator.collector.contract import Contract
 from orchestrator.collector.limits import Deadline, Stopped, heed_reader
 from orchestrator.collector.main import proof_of_boot
 from orchestrator.collector.wish import Wish
-from orchestrator.model import Depth
+from orchestrator.model.run import Depth
 
 # Speaks as virsh does on a pipe. MODE is what the guest does; the file `alive` is the domain. It plays the guest by
 # what it was given to boot: a boot sector, a script for a shell, or a command line.

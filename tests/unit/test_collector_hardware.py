@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.checks.cpu import LEVELS
 from orchestrator.collector import cpu, iommu, kernel, kvm, limits, memory
-from orchestrator.model import Cpu, Evidence, Iommu, Memory
+from orchestrator.model.evidence import Cpu, Evidence, Iommu, Memory
 from orchestrator.payload import shape
 
 FLAGS = (

@@ -30,7 +30,7 @@ from orchestrator import ansible_cfg, inventory, payload
 from orchestrator.ansible_cfg import Settings
 from orchestrator.collect import ask_all
 from orchestrator.inventory import AnsibleOptions, Host, Secrets
-from orchestrator.model import Collected
+from orchestrator.model.run import Collected
 from orchestrator.reach import ssh_trust
 from orchestrator.reach.question import Question
 from orchestrator.reach.route import AnsibleRoute, choose

@@ -9,7 +9,8 @@ from evidence import host
 
 from orchestrator import drift, snapshot
 from orchestrator.drift import Baseline
-from orchestrator.model import Collected, Drift, HostDrift
+from orchestrator.model.drift import Drift, HostDrift
+from orchestrator.model.run import Collected
 
 VERSION = "1.0"
 

@@ -9,7 +9,8 @@ from evidence import host
 
 from orchestrator.checks.fleet import CHECKS, Member
 from orchestrator.judge import judge_fleet, read_contract, silence
-from orchestrator.model import Collected, FleetFinding, HostResult, Judgement
+from orchestrator.model.finding import FleetFinding, Judgement
+from orchestrator.model.run import Collected, HostResult
 from orchestrator.report import summary
 
 ROUTED = (

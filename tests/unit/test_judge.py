@@ -15,7 +15,9 @@ from orchestrator.checks import fleet
 from orchestrator.checks.catalogue import catalogue
 from orchestrator.checks.registry import Case
 from orchestrator.judge import read_contract, silence
-from orchestrator.model import Collected, ContractSlot, Evidence, Finding, FleetFinding, Judgement
+from orchestrator.model.evidence import ContractSlot, Evidence
+from orchestrator.model.finding import Finding, FleetFinding, Judgement
+from orchestrator.model.run import Collected
 from orchestrator.report.summary import exit_code
 
 NO_KVM: dict[str, Any] = {

@@ -23,7 +23,8 @@ from orchestrator import rollout
 from orchestrator.cli.main import cli
 from orchestrator.errors import KvmfleetError, StoreError, UsageError
 from orchestrator.history.store import Store
-from orchestrator.model import Drift, HostDrift, Message
+from orchestrator.model.drift import Drift, HostDrift
+from orchestrator.model.run import Message
 from orchestrator.notify import destinations, telling
 from orchestrator.notify.destinations import Destination
 from orchestrator.notify.message import BODY, TITLE, message

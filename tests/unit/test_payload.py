@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from orchestrator.collector.limits import bounded
 from orchestrator.collector.marks import BEGIN, END
-from orchestrator.model import Boot, Contract, Evidence
+from orchestrator.model.contract import Contract
+from orchestrator.model.evidence import Evidence
+from orchestrator.model.run import Boot
 from orchestrator.payload import MAX_BYTES, decode, payload, shape
 from orchestrator.reach.question import Answer, Question, interpret
 

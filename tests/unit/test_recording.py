@@ -16,7 +16,7 @@ from test_report import show
 from orchestrator import recording, rollout
 from orchestrator.errors import UsageError
 from orchestrator.inventory import AnsibleOptions, Fleet, Host
-from orchestrator.model import Collected, HostConverged, HostResult, TaskFailure
+from orchestrator.model.run import Collected, HostConverged, HostResult, TaskFailure
 from orchestrator.recording import MAX_BYTES, file_name, read, save
 from orchestrator.report import json as json_report
 from orchestrator.report import junit, terminal

@@ -11,26 +11,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
-from orchestrator.model import (
-    Collected,
-    Drift,
-    EarlierBoot,
-    Evidence,
-    Execution,
-    Finding,
-    FleetFinding,
-    Guest,
-    HostConverged,
-    HostResult,
-    Judgement,
-    Kvm,
-    Libvirt,
-    Qemu,
-    Speed,
-    Step,
-    System,
-    TaskFailure,
-)
+from orchestrator.model.drift import Drift
+from orchestrator.model.evidence import Evidence, Execution, Guest, Kvm, Libvirt, Qemu, Speed, System
+from orchestrator.model.finding import Finding, FleetFinding, Judgement
+from orchestrator.model.run import Collected, EarlierBoot, HostConverged, HostResult, Step, TaskFailure
 from orchestrator.report import html, junit, prometheus, summary, terminal
 from orchestrator.report import json as json_report
 from orchestrator.report.progress import Board

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from test_report import show
 
 from orchestrator.history.store import Acceptance, PastResult, PastRun
-from orchestrator.model import Drift, HostDrift
+from orchestrator.model.drift import Drift, HostDrift
 from orchestrator.report import drift as report
 from orchestrator.report import drift_json, junit, prometheus
 from orchestrator.report.drift import Asked

@@ -5,7 +5,7 @@ import json
 import pytest
 from test_report import show
 
-from orchestrator.model import Change, HostConverged, TaskFailure
+from orchestrator.model.run import Change, HostConverged, TaskFailure
 from orchestrator.report import plan as report
 
 SOCKET = Change("libvirt : Start", "libvirt", ("libvirtd.socket", "virtlogd.socket"))

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from orchestrator import pki
-from orchestrator.model import SCHEMA, Contract
+from orchestrator.model.contract import SCHEMA, Contract
 
 pytestmark = pytest.mark.ansible
 

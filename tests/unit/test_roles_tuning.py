@@ -17,7 +17,7 @@ from ansible_collections.kvmfleet.host.plugins.modules.host_tuning import DOCUME
 
 from orchestrator.collector import tuning as collector
 from orchestrator.collector.contract import Contract
-from orchestrator.model import TuningWish
+from orchestrator.model.contract import TuningWish
 
 SMALL, HUGE = "hugepages/hugepages-2048kB", "hugepages/hugepages-1048576kB"
 MM, NODE = "/sys/kernel/mm", "/sys/devices/system/node"

@@ -19,7 +19,8 @@ from orchestrator.errors import ConvergeError, LockedError, StoreError
 from orchestrator.history.store import Run as Record
 from orchestrator.history.store import Store
 from orchestrator.inventory import AnsibleOptions, Fleet, Host, Secrets
-from orchestrator.model import Boot, Collected, Drift, EarlierBoot, HostConverged, HostDrift, HostResult, TaskFailure
+from orchestrator.model.drift import Drift, HostDrift
+from orchestrator.model.run import Boot, Collected, EarlierBoot, HostConverged, HostResult, TaskFailure
 from orchestrator.rollout import Edges
 
 OPTIONS = AnsibleOptions()

@@ -12,7 +12,8 @@ from evidence import host as evidence_of
 
 from orchestrator import recording, rollout
 from orchestrator.inventory import AnsibleOptions, Fleet, Host
-from orchestrator.model import Change, Collected, Drift, HostConverged, HostDrift
+from orchestrator.model.drift import Drift, HostDrift
+from orchestrator.model.run import Change, Collected, HostConverged
 from orchestrator.report import drift_json
 from orchestrator.report import json as json_report
 from orchestrator.report import plan as plan_report

@@ -222,7 +222,7 @@ def test_a_contract_that_is_no_document_is_an_item_all_the_same() -> None:
 
 
 def test_sections_are_those_of_the_evidence() -> None:
-    from orchestrator.model import Evidence
+    from orchestrator.model.evidence import Evidence
 
     known = {field.name for field in msgspec.structs.fields(Evidence)}
     assert {section for kind in snapshot.KINDS for section in (kind.section, *kind.also)} <= known

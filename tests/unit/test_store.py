@@ -28,14 +28,9 @@ from learned import BAD, GONE, GOOD, SWAP, result, seen
 from orchestrator.errors import StoreError, UnwritableError
 from orchestrator.history import address, database, salvage, tables
 from orchestrator.history.store import Store
-from orchestrator.model import (
-    Collected,
-    Drift,
-    Finding,
-    HostDrift,
-    HostResult,
-    Judgement,
-)
+from orchestrator.model.drift import Drift, HostDrift
+from orchestrator.model.finding import Finding, Judgement
+from orchestrator.model.run import Collected, HostResult
 from orchestrator.notify.notices import Notices
 from orchestrator.notify.transitions import Notice, Transition, transitions
 

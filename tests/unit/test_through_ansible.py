@@ -20,7 +20,7 @@ from loopback import SSHD, Sshd, sshd
 from orchestrator import payload
 from orchestrator.collect import ask_all, collect
 from orchestrator.inventory import AnsibleOptions, load
-from orchestrator.model import Boot
+from orchestrator.model.run import Boot
 from orchestrator.reach.question import Question
 
 pytestmark = [pytest.mark.ansible, pytest.mark.skipif(not SSHD, reason="openssh-server is not installed")]

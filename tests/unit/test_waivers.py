@@ -19,7 +19,8 @@ from orchestrator import recording, rollout, waivers
 from orchestrator.errors import WaiverError
 from orchestrator.inventory import AnsibleOptions, Fleet, Host
 from orchestrator.judge import judge, read_contract
-from orchestrator.model import Collected, Judgement, Waiver
+from orchestrator.model.finding import Judgement, Waiver
+from orchestrator.model.run import Collected
 from orchestrator.report import json as json_report
 from orchestrator.report import junit, summary, terminal
 from orchestrator.rollout import Edges, Standards
