@@ -10,43 +10,37 @@ import hashlib
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 import msgspec
 import sqlalchemy as sa
 
-from orchestrator import __version__, drift, identity, processes, snapshot
+from orchestrator import __version__, identity, snapshot
 from orchestrator.drift import Baseline
 from orchestrator.errors import StoreError
-from orchestrator.history import address, database, salvage
+from orchestrator.history import address, database, observations, pruning, recorder, salvage
+from orchestrator.history.rows import carried_items, first, insert, snapshot_id, struct
 from orchestrator.history.tables import (
     acceptances,
     baselines,
     carried,
-    destinations,
-    drifts,
     evidence,
     findings,
-    notices,
     results,
     runs,
     snapshots,
     watches,
 )
-from orchestrator.model.drift import TOLD, Drift, HostDrift
+from orchestrator.model.drift import Drift, HostDrift
 from orchestrator.model.evidence import Evidence
 from orchestrator.model.finding import Finding, Verdict
 from orchestrator.model.run import HostResult
 
 __all__ = ["Acceptance", "PastResult", "PastRun", "Run", "Store"]
 
-T = TypeVar("T", bound=msgspec.Struct)
 State = Literal["running", "finished", "interrupted"]
-
-AT_ONCE = 500
-"""Hosts of runs that a pruning forgets in one transaction."""
 
 
 class PastRun(msgspec.Struct, frozen=True):
@@ -106,7 +100,7 @@ class Run:
         Raises StoreError, and then nothing about this host was written.
         """
         with database.writing(self._engine) as connection:
-            result_id = _insert(connection, results, **_row(self.id, result, _insert_evidence(connection, result)))
+            result_id = insert(connection, results, **_row(self.id, result, _insert_evidence(connection, result)))
             if rows := [_finding_row(result_id, n, finding) for n, finding in enumerate(result.judgement.findings)]:
                 connection.execute(findings.insert(), rows)
             if baseline:
@@ -123,24 +117,7 @@ class Run:
         so that a history grows with what happens and not with time. Raises StoreError, and then nothing was written.
         """
         with database.writing(self._engine) as connection:
-            before = _first(connection, _LAST_WATCH, host=found.host)
-            found = _dated(connection, found, before)
-            row = {
-                "host": found.host,
-                "state": found.state,
-                "since_s": found.since_s,
-                "pending": found.pending,
-                "problem": found.problem,
-                "snapshot_id": None if items is None else _snapshot_id(connection, items),
-            }
-            if before and _is_the_same(connection, found, row, before):
-                connection.execute(_SEEN_AGAIN, {"watch_id": before["id"], "run": self.id, "now_s": found.seen_s})
-                return found
-            watch_id = _insert(connection, watches, run_id=self.id, seen_s=found.seen_s, **row)
-            if found.items:
-                rows = [{"watch_id": watch_id, **msgspec.structs.asdict(item)} for item in found.items]
-                connection.execute(drifts.insert(), rows)
-        return found
+            return observations.add(connection, self.id, found, items)
 
     def forget_baseline(self, host: str) -> None:
         """The host is no longer meant to be anything."""
@@ -179,12 +156,12 @@ class Store:
     def begin(self, command: str) -> Run:
         """`command` is its name, such as `provision`, never its arguments: they may hold a secret."""
         with database.writing(self.engine) as connection:
-            run_id = _insert(
+            run_id = insert(
                 connection, runs,
                 command=command,
                 user=identity.user(),
                 controller=os.uname().nodename,
-                process=_process(os.getpid()),
+                process=recorder.process(os.getpid()),
                 kvmfleet=__version__,
                 started_at_s=time.time(),
             )  # fmt: skip
@@ -235,11 +212,11 @@ class Store:
         What the playbook left then as it had found it is expected as it was before.
         """
         with database.reading(self.engine) as connection:
-            row = _first(connection, _BASELINE, host=host)
+            row = first(connection, _BASELINE, host=host)
             if row is None:
                 return None
             items = _snapshot(row)
-            changes = _carried(connection, row["result_id"]) if row["carries"] else {}
+            changes = carried_items(connection, row["result_id"]) if row["carries"] else {}
             if row["latest"]:
                 later = _acceptances(connection, host, after=row["accepted_id"])
                 changes |= {accepted.item: accepted.seen for accepted in later}
@@ -261,7 +238,7 @@ class Store:
             return None
         items = snapshot.take(past.evidence).items
         with contextlib.suppress(StoreError), database.writing(self.engine) as connection:
-            values = {"snapshot_id": _snapshot_id(connection, items), "taken_by": snapshot.EDITION}
+            values = {"snapshot_id": snapshot_id(connection, items), "taken_by": snapshot.EDITION}
             same = sa.select(results.c.id).where(results.c.host == host, results.c.run_id == past.run_id)
             connection.execute(baselines.update().where(baselines.c.result_id.in_(same)).values(values))
         return items
@@ -269,23 +246,17 @@ class Store:
     def watched(self, host: str) -> HostDrift | None:
         """What the last drift check saw of a host, without the items that a provision has healed since."""
         with database.reading(self.engine) as connection:
-            row = _first(connection, _LAST_WATCH, host=host)
-            if row is None:
-                return None
-            renewed = _first(connection, _RENEWED, host=host)
-            items = _not_healed(connection, _drifts(connection, row["id"]), row, renewed)
-            return msgspec.structs.replace(_past_watch(connection, row), items=items)
+            return observations.unhealed(connection, host)
 
     def dated(self, found: HostDrift) -> HostDrift:
         """What a drift check saw of one host, with the times since when it is so, where that cannot be recorded."""
         with database.reading(self.engine) as connection:
-            return _dated(connection, found, _first(connection, _LAST_WATCH, host=found.host))
+            return observations.dated(connection, found)
 
     def watches(self, host: str, limit: int = 20) -> tuple[HostDrift, ...]:
         """What drift checks saw of a host, the latest first; those in a row that saw the same are one."""
         with database.reading(self.engine) as connection:
-            query = sa.select(watches).where(watches.c.host == host).order_by(watches.c.id.desc()).limit(limit)
-            return tuple(_past_watch(connection, row) for row in connection.execute(query).mappings().all())
+            return observations.past(connection, host, limit)
 
     def accept(self, host: str, items: Sequence[Drift], *, reason: str) -> tuple[Acceptance, ...]:
         """These are fine from now on; says so in the name of the user who runs this."""
@@ -307,7 +278,7 @@ class Store:
             known = sa.union(sa.select(results.c.host), sa.select(watches.c.host)).subquery()
             return tuple(connection.execute(sa.select(known.c.host).order_by(known.c.host)).scalars())
 
-    def prune(self, before_s: float, *, at_once: int = AT_ONCE) -> int:
+    def prune(self, before_s: float, *, at_once: int = pruning.AT_ONCE) -> int:
         """Forget runs that ended before this time, and what they learned; gives their number.
 
         Kept is what is still needed: baselines with their evidence, the last that was seen of each host, and how it was
@@ -319,20 +290,11 @@ class Store:
         Each transaction forgets `at_once` hosts of runs at most, so that others write meanwhile; whatever interrupts
         it, the next pruning goes on.
         """
-        for forget in (_forget_results, _forget_watches, _forget_snapshots):
-            while self._forget(forget, before_s, at_once):
-                time.sleep(database.LOOK_S)
-        with database.writing(self.engine) as connection:
-            _forget_notices(connection, before_s)
-            return _forget_runs(connection, before_s)
+        return pruning.prune(self.engine, before_s, at_once)
 
     def compact(self) -> None:
         """Gives back the space of what was forgotten."""
         database.compact(self.engine)
-
-    def _forget(self, forget: Callable[[sa.Connection, float, int], int], before_s: float, at_once: int) -> int:
-        with database.writing(self.engine) as connection:
-            return forget(connection, before_s, at_once)
 
     def _results(self, query: sa.Select[Any]) -> tuple[PastResult, ...]:
         with database.reading(self.engine) as connection:
@@ -340,24 +302,10 @@ class Store:
             return tuple(_past_result(row, _findings(connection, row["id"])) for row in rows)
 
 
-def _insert(connection: sa.Connection, table: sa.Table, **values: object) -> int:
-    key = connection.execute(table.insert(), values).inserted_primary_key
-    assert key  # every table that comes here has an integer key
-    return int(key[0])
-
-
 def _insert_evidence(connection: sa.Connection, result: HostResult) -> int | None:
     if result.collected.evidence is None:
         return None
-    return _insert(connection, evidence, document=zlib.compress(msgspec.json.encode(result.collected.evidence)))
-
-
-def _snapshot_id(connection: sa.Connection, items: Mapping[str, str]) -> int:
-    """The one of equal content, or a new one."""
-    document = msgspec.json.encode(items, order="deterministic")
-    digest = hashlib.sha256(document).hexdigest()
-    found = connection.execute(_SNAPSHOT, {"digest": digest}).scalar()
-    return int(found) if found else _insert(connection, snapshots, digest=digest, document=zlib.compress(document))
+    return insert(connection, evidence, document=zlib.compress(msgspec.json.encode(result.collected.evidence)))
 
 
 def _baseline_row(connection: sa.Connection, result: HostResult, result_id: int) -> dict[str, object]:
@@ -366,7 +314,7 @@ def _baseline_row(connection: sa.Connection, result: HostResult, result_id: int)
     return {
         "host": result.host,
         "result_id": result_id,
-        "snapshot_id": _snapshot_id(connection, snapshot.take(found).items) if found else None,
+        "snapshot_id": snapshot_id(connection, snapshot.take(found).items) if found else None,
         "taken_by": snapshot.EDITION if found else "",
         "accepted_id": connection.execute(newest).scalar() or 0,
     }
@@ -385,7 +333,7 @@ _BASELINE = (
         sa.exists()
         .where(acceptances.c.host == baselines.c.host, acceptances.c.id > baselines.c.accepted_id)
         .label("latest"),  # whether anything was accepted since
-        sa.exists().where(carried.c.result_id == baselines.c.result_id).label("carries"),  # whether `_carried` has any
+        sa.exists().where(carried.c.result_id == baselines.c.result_id).label("carries"),  # whether there are any
     )
     .join(results, results.c.id == baselines.c.result_id)
     .join(runs, runs.c.id == results.c.run_id)
@@ -395,24 +343,6 @@ _BASELINE = (
 _LAST_VERDICT = (
     sa.select(results.c.verdict).where(results.c.host == sa.bindparam("host")).order_by(results.c.id.desc()).limit(1)
 )
-_LAST_WATCH = sa.select(watches).where(watches.c.host == sa.bindparam("host")).order_by(watches.c.id.desc()).limit(1)
-_LAST_TOLD_WATCH = _LAST_WATCH.where(watches.c.state.in_(TOLD))
-_LAST_WHOLE_WATCH = _LAST_TOLD_WATCH.where(watches.c.problem == "")
-_SEEN_AGAIN = (
-    watches.update()
-    .where(watches.c.id == sa.bindparam("watch_id"))
-    .values(run_id=sa.bindparam("run"), seen_s=sa.bindparam("now_s"), checks=watches.c.checks + 1)
-)
-_RENEWED = (
-    sa.select(baselines.c.result_id, results.c.recorded_at_s)
-    .join(results, results.c.id == baselines.c.result_id)
-    .where(baselines.c.host == sa.bindparam("host"))
-)
-_SNAPSHOT = sa.select(snapshots.c.id).where(snapshots.c.digest == sa.bindparam("digest"))
-
-
-def _first(connection: sa.Connection, query: sa.Select[Any], **parameters: str) -> sa.RowMapping | None:
-    return connection.execute(query, parameters).mappings().first()
 
 
 def _snapshot(row: sa.RowMapping) -> dict[str, str] | None:
@@ -425,155 +355,10 @@ def _snapshot(row: sa.RowMapping) -> dict[str, str] | None:
         return None
 
 
-def _dated(connection: sa.Connection, found: HostDrift, before: sa.RowMapping | None) -> HostDrift:
-    """With the times since when it is so, going by what was seen before; `before` is the last of that."""
-    now, told = time.time(), before
-    if before and before["state"] not in TOLD:
-        told = _first(connection, _LAST_TOLD_WATCH, host=found.host)
-    renewed = (
-        _first(connection, _RENEWED, host=found.host) if before and found.state in ("drifted", "pending") else None
-    )
-    known = _known_drift(connection, told, renewed) if told and found.items else ()
-    went_on = before and before["state"] == found.state and (known or not _is_later(renewed, before))
-    return msgspec.structs.replace(
-        found,
-        items=drift.timed(found.items, known, now),
-        since_s=before["since_s"] if before and went_on else now,
-        seen_s=now,
-        told_s=now if found.state in TOLD else told["seen_s"] if told else None,
-    )
-
-
-def _is_the_same(connection: sa.Connection, found: HostDrift, row: Mapping[str, object], before: sa.RowMapping) -> bool:
-    """Whether a check saw what the one before did, since the same times."""
-    if any(before[column] != value for column, value in row.items()):
-        return False
-    return found.state != "drifted" or set(_drifts(connection, before["id"])) == set(found.items)
-
-
-def _known_drift(connection: sa.Connection, told: sa.RowMapping, renewed: sa.RowMapping | None) -> tuple[Drift, ...]:
-    """What had drifted at the last check that could tell and, of kinds that it could not look at, at the one before."""
-    known = _not_healed(connection, _drifts(connection, told["id"]), told, renewed)
-    if told["problem"] and (whole := _first(connection, _LAST_WHOLE_WATCH, host=told["host"])):
-        looked_at = _kinds(connection, told["snapshot_id"])
-        unseen = (item for item in _drifts(connection, whole["id"]) if item.item.partition(":")[0] not in looked_at)
-        known += _not_healed(connection, unseen, whole, renewed)
-    return known
-
-
-def _not_healed(
-    connection: sa.Connection, items: Iterable[Drift], watch: sa.RowMapping, renewed: sa.RowMapping | None
-) -> tuple[Drift, ...]:
-    """Of what a drift check saw, what a baseline since then did not find healed: all, or what was left."""
-    if renewed is None or not _is_later(renewed, watch):
-        return tuple(items)
-    left = _carried(connection, renewed["result_id"])
-    return tuple(item for item in items if item.item in left)
-
-
-def _is_later(renewed: sa.RowMapping | None, watch: sa.RowMapping) -> bool:
-    """Whether the baseline is younger than what a drift check saw."""
-    return renewed is not None and renewed["recorded_at_s"] > watch["seen_s"]
-
-
-def _kinds(connection: sa.Connection, snapshot_id: int | None) -> set[str]:
-    """The kinds of items in a snapshot; none where it cannot be read."""
-    query = sa.select(snapshots.c.document).where(snapshots.c.id == snapshot_id)
-    try:
-        items = msgspec.json.decode(zlib.decompress(connection.execute(query).scalar() or b""), type=dict[str, str])
-    except (zlib.error, msgspec.MsgspecError):
-        return set()
-    return {item.partition(":")[0] for item in items}
-
-
-def _last_told(connection: sa.Connection, host: str, until_id: int) -> float | None:
-    """When, up to this watch, the state of a host could last be told."""
-    told = sa.select(watches.c.seen_s).where(
-        watches.c.host == host, watches.c.id <= until_id, watches.c.state.in_(TOLD)
-    )
-    return connection.execute(told.order_by(watches.c.id.desc()).limit(1)).scalar()
-
-
-def _past_watch(connection: sa.Connection, row: sa.RowMapping) -> HostDrift:
-    told_s = row["seen_s"] if row["state"] in TOLD else _last_told(connection, row["host"], row["id"])
-    return _struct(HostDrift, row, items=_drifts(connection, row["id"]), told_s=told_s)
-
-
-def _drifts(connection: sa.Connection, watch_id: int) -> tuple[Drift, ...]:
-    query = sa.select(drifts).where(drifts.c.watch_id == watch_id).order_by(drifts.c.item)
-    return tuple(_struct(Drift, item) for item in connection.execute(query).mappings())
-
-
-def _carried(connection: sa.Connection, result_id: int) -> dict[str, str | None]:
-    rows = connection.execute(sa.select(carried.c.item, carried.c.expected).where(carried.c.result_id == result_id))
-    return {str(row.item): row.expected for row in rows}
-
-
 def _acceptances(connection: sa.Connection, host: str, after: int = 0) -> tuple[Acceptance, ...]:
     """Those with a higher id. Times are only shown: the clocks of two controllers may differ."""
     query = sa.select(acceptances).where(acceptances.c.host == host, acceptances.c.id > after)
-    return tuple(_struct(Acceptance, row) for row in connection.execute(query.order_by(acceptances.c.id)).mappings())
-
-
-def _forget_results(connection: sa.Connection, before_s: float, limit: int) -> int:
-    later = results.alias()
-    outdated = sa.exists().where(later.c.host == results.c.host, later.c.id > results.c.id)
-    is_baseline = sa.exists().where(baselines.c.result_id == results.c.id)
-    gone = sa.select(results.c.id, results.c.evidence_id).where(
-        results.c.run_id.in_(_old(connection, before_s)), outdated, ~is_baseline
-    )
-    rows = connection.execute(gone.limit(limit)).all()
-    ids = [row.id for row in rows]
-    connection.execute(findings.delete().where(findings.c.result_id.in_(ids)))
-    connection.execute(carried.delete().where(carried.c.result_id.in_(ids)))
-    connection.execute(results.delete().where(results.c.id.in_(ids)))
-    connection.execute(evidence.delete().where(evidence.c.id.in_([row.evidence_id for row in rows])))
-    return len(rows)
-
-
-def _forget_watches(connection: sa.Connection, before_s: float, limit: int) -> int:
-    later = watches.alias()
-    outdated = sa.exists().where(later.c.host == watches.c.host, later.c.id > watches.c.id)
-    told_later = outdated.where(later.c.state.in_(TOLD))
-    gone = sa.select(watches.c.id).where(
-        watches.c.run_id.in_(_old(connection, before_s)), outdated, watches.c.state.not_in(TOLD) | told_later
-    )
-    ids = connection.execute(gone.limit(limit)).scalars().all()
-    connection.execute(drifts.delete().where(drifts.c.watch_id.in_(ids)))
-    connection.execute(watches.delete().where(watches.c.id.in_(ids)))
-    return len(ids)
-
-
-def _forget_snapshots(connection: sa.Connection, _before_s: float, limit: int) -> int:
-    shown = sa.exists().where(watches.c.snapshot_id == snapshots.c.id)
-    expected = sa.exists().where(baselines.c.snapshot_id == snapshots.c.id)
-    ids = connection.execute(sa.select(snapshots.c.id).where(~shown, ~expected).limit(limit)).scalars().all()
-    connection.execute(snapshots.delete().where(snapshots.c.id.in_(ids)))
-    return len(ids)
-
-
-def _forget_notices(connection: sa.Connection, before_s: float) -> None:
-    looked_at = sa.select(watches.c.host).where(watches.c.seen_s >= before_s)
-    connection.execute(destinations.delete().where(destinations.c.used_s < before_s))
-    reachable = sa.select(destinations.c.id)
-    forgotten = notices.c.host.not_in(looked_at) | notices.c.destination.not_in(reachable)
-    connection.execute(notices.delete().where(forgotten))
-
-
-def _forget_runs(connection: sa.Connection, before_s: float) -> int:
-    of_result = sa.exists().where(results.c.run_id == runs.c.id)
-    of_watch = sa.exists().where(watches.c.run_id == runs.c.id)
-    return connection.execute(
-        runs.delete().where(runs.c.id.in_(_old(connection, before_s)), ~of_result, ~of_watch)
-    ).rowcount
-
-
-def _old(connection: sa.Connection, before_s: float) -> sa.Select[tuple[int]]:
-    """The runs that ended before this time."""
-    begun = connection.execute(sa.select(runs).where(runs.c.finished_at_s.is_(None))).mappings()
-    alive = [row["id"] for row in begun if row["controller"] == os.uname().nodename and _runs(row)]
-    ended_s = sa.func.coalesce(runs.c.finished_at_s, runs.c.started_at_s)  # it was killed, and no run takes so long
-    return sa.select(runs.c.id).where(ended_s < before_s, runs.c.id.not_in(alive))
+    return tuple(struct(Acceptance, row) for row in connection.execute(query.order_by(acceptances.c.id)).mappings())
 
 
 def _row(run_id: int, result: HostResult, evidence_id: int | None) -> dict[str, object]:
@@ -599,17 +384,19 @@ def _finding_row(result_id: int, position: int, finding: Finding) -> dict[str, o
 
 def _findings(connection: sa.Connection, result_id: int) -> tuple[Finding, ...]:
     query = sa.select(findings).where(findings.c.result_id == result_id).order_by(findings.c.position)
-    return tuple(_struct(Finding, row) for row in connection.execute(query).mappings())
+    return tuple(struct(Finding, row) for row in connection.execute(query).mappings())
 
 
 def _past_run(row: sa.RowMapping) -> PastRun:
-    state: State = "finished" if row["finished_at_s"] is not None else "running" if _runs(row) else "interrupted"
-    return _struct(PastRun, row, state=state)
+    state: State = (
+        "finished" if row["finished_at_s"] is not None else "running" if recorder.is_alive(row) else "interrupted"
+    )
+    return struct(PastRun, row, state=state)
 
 
 def _past_result(row: sa.RowMapping, found: Sequence[Finding]) -> PastResult:
     decoded = _evidence(row) if row["document"] else None
-    return _struct(PastResult, row, findings=tuple(found), evidence=decoded)
+    return struct(PastResult, row, findings=tuple(found), evidence=decoded)
 
 
 def _evidence(row: sa.RowMapping) -> Evidence:
@@ -620,21 +407,3 @@ def _evidence(row: sa.RowMapping) -> Evidence:
             f"history: the evidence of {row['host']} in run {row['run_id']} cannot be read: {e}",
             hint="Collect it again: kvmfleet validate",
         ) from e
-
-
-def _struct(kind: type[T], row: sa.RowMapping, **more: object) -> T:
-    """The columns that the struct has; keys of a row may be of a subclass of str, which msgspec does not take."""
-    return msgspec.convert({str(key): value for key, value in row.items()} | more, kind)
-
-
-def _runs(row: sa.RowMapping) -> bool:
-    """Whether the process of an unfinished run is alive; of another controller's we cannot know, so it is believed."""
-    if row["controller"] != os.uname().nodename:
-        return True
-    return bool(_process(int(row["process"].split()[1])) == row["process"])
-
-
-def _process(pid: int) -> str:
-    """Boot, number and start of a process: numbers are used again, this triple is not. "" when there is none."""
-    started = processes.started_ticks(pid)
-    return "" if started is None else f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {pid} {started}"
