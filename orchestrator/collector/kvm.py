@@ -8,7 +8,7 @@ import pwd
 import stat
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
-from . import child, files
+from . import child, files, inventory
 from .contract import Contract
 
 NODE = "/dev/kvm"
@@ -56,8 +56,8 @@ def node() -> Dict[str, Any]:
         "major": os.major(info.st_rdev),
         "minor": os.minor(info.st_rdev),
         "mode": stat.S_IMODE(info.st_mode),
-        "owner": _named(pwd.getpwuid, info.st_uid),
-        "group": _named(grp.getgrgid, info.st_gid),
+        "owner": inventory.user_name(info.st_uid),
+        "group": inventory.group_name(info.st_gid),
         "errno": attempt(),
     }
 
@@ -73,13 +73,6 @@ def attempt(path: str = NODE) -> str:
 
 def name(error: OSError) -> str:
     return errno.errorcode.get(error.errno or 0, str(error.errno))
-
-
-def _named(lookup: Callable[[int], Tuple[Any, ...]], number: int) -> str:
-    try:
-        return str(lookup(number)[0])
-    except KeyError:
-        return str(number)
 
 
 def interface() -> Tuple[Optional[int], Dict[str, int]]:
@@ -168,7 +161,7 @@ def _opened(user: User) -> Dict[str, Any]:
     answer, death = as_user(user, lambda _report: {"errno": attempt()})
     return {
         "user": user.name,
-        "group": _named(grp.getgrgid, user.gid),
+        "group": inventory.group_name(user.gid),
         "errno": answer.get("errno", death),
         "tried": bool(answer),
     }

@@ -7,7 +7,6 @@ to accept this host's certificate and say so.
 import calendar
 import hashlib
 import os
-import pwd
 import re
 import socket
 import ssl
@@ -15,7 +14,7 @@ import stat
 import time
 from typing import Any, Dict
 
-from . import files
+from . import files, inventory
 
 PATIENCE_S = 4.0
 NOT_ACCEPTED = "it does not accept this host's certificate"
@@ -32,11 +31,7 @@ def certificate(ca: str, path: str, key: str) -> Dict[str, Any]:
         info = os.stat(key)
     except OSError:
         return found
-    try:
-        owner = pwd.getpwuid(info.st_uid).pw_name
-    except KeyError:
-        owner = str(info.st_uid)
-    return dict(found, key_mode=stat.S_IMODE(info.st_mode), key_owner=owner)
+    return dict(found, key_mode=stat.S_IMODE(info.st_mode), key_owner=inventory.user_name(info.st_uid))
 
 
 def decoded(path: str) -> Dict[str, Any]:
