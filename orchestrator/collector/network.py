@@ -6,9 +6,9 @@ from typing import Any, Dict, List
 
 from . import network_live, shell
 from .contract import Contract
+from .libvirt import URI
 from .network_xml import NetworkXmlError, normal
 
-URI = "qemu:///system"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*\Z")
 DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}\Z")
 LISTED = re.compile(r" *(\S+) +(active|inactive) +(yes|no) +(yes|no) *$", re.MULTILINE)

@@ -8,7 +8,7 @@ import struct
 import xml.etree.ElementTree as ElementTree
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional
 
-from . import files, shell
+from . import files, processes, shell
 
 STATUS = "/run/libvirt/network"
 LINKS = "/sys/class/net"
@@ -178,15 +178,8 @@ def serve(networks: Dict[str, Dict[str, Any]], listening: Dict[str, Socket], fol
 
 def inodes(process: str) -> List[str]:
     """Those of a process's sockets."""
-    found = []
-    for path in glob.glob(process + "/fd/*"):
-        try:
-            target = os.readlink(path)
-        except OSError:  # closed meanwhile, or not ours to see
-            continue
-        if target.startswith("socket:["):
-            found.append(target[len("socket:[") : -1])
-    return found
+    targets = processes.descriptors(process) or ()
+    return [target[len("socket:[") : -1] for target in targets if target.startswith("socket:[")]
 
 
 def wildcards(networks: Dict[str, Dict[str, Any]], listening: Dict[str, Socket]) -> List[str]:
