@@ -50,8 +50,8 @@ def collect(
     options: AnsibleOptions,
     *,
     boot: Boot,
-    secrets: Secrets = Secrets(),  # noqa: B008 - frozen
-    settings: Settings = Settings(),  # noqa: B008 - frozen
+    secrets: Secrets = Secrets(),
+    settings: Settings = Settings(),
     timeout_s: float = 60.0,
     on_answer: OnAnswer | None = None,
     on_step: OnStep | None = None,
@@ -66,8 +66,8 @@ def stream(
     options: AnsibleOptions,
     *,
     boot: Boot,
-    secrets: Secrets = Secrets(),  # noqa: B008 - frozen
-    settings: Settings = Settings(),  # noqa: B008 - frozen
+    secrets: Secrets = Secrets(),
+    settings: Settings = Settings(),
     timeout_s: float = 60.0,
     on_answer: OnAnswer,
     on_step: OnStep | None = None,
@@ -96,8 +96,8 @@ def ask_all(
     question: Question,
     options: AnsibleOptions,
     *,
-    secrets: Secrets = Secrets(),  # noqa: B008 - frozen
-    settings: Settings = Settings(),  # noqa: B008 - frozen
+    secrets: Secrets = Secrets(),
+    settings: Settings = Settings(),
     on_answer: OnAnswer | None = None,
     on_step: OnStep | None = None,
 ) -> tuple[Collected, ...]:
@@ -118,8 +118,8 @@ def ask_each(
     question: Question,
     options: AnsibleOptions,
     *,
-    secrets: Secrets = Secrets(),  # noqa: B008 - frozen
-    settings: Settings = Settings(),  # noqa: B008 - frozen
+    secrets: Secrets = Secrets(),
+    settings: Settings = Settings(),
     on_answer: OnAnswer,
     on_step: OnStep | None = None,
 ) -> None:

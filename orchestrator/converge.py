@@ -45,7 +45,7 @@ def converge(
     fleet: Fleet,
     options: AnsibleOptions,
     *,
-    secrets: Secrets = Secrets(),  # noqa: B008 - frozen
+    secrets: Secrets = Secrets(),
     intents: Mapping[str, str] = {},
     on_event: Callable[[Progress], None] | None = None,
     cancelled: Callable[[], bool] | None = None,

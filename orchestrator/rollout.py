@@ -133,8 +133,8 @@ def provision(
     fleet: Fleet,
     options: AnsibleOptions,
     *,
-    secrets: Secrets = Secrets(),  # noqa: B008 - frozen
-    boot: Boot = Boot(),  # noqa: B008 - frozen
+    secrets: Secrets = Secrets(),
+    boot: Boot = Boot(),
     standards: Standards = STANDARDS,
     which: Which = "needed",
     on_event: Tell | None = None,
@@ -182,7 +182,7 @@ def unprovision(
     fleet: Fleet,
     options: AnsibleOptions,
     *,
-    secrets: Secrets = Secrets(),  # noqa: B008 - frozen
+    secrets: Secrets = Secrets(),
     on_event: Tell | None = None,
     edges: Edges = EDGES,
 ) -> Run:
@@ -206,8 +206,8 @@ def validate(
     fleet: Fleet,
     options: AnsibleOptions,
     *,
-    secrets: Secrets = Secrets(),  # noqa: B008 - frozen
-    boot: Boot = Boot(),  # noqa: B008 - frozen
+    secrets: Secrets = Secrets(),
+    boot: Boot = Boot(),
     standards: Standards = STANDARDS,
     on_event: Tell | None = None,
     edges: Edges = EDGES,
@@ -223,7 +223,7 @@ def watch(
     fleet: Fleet,
     options: AnsibleOptions,
     *,
-    secrets: Secrets = Secrets(),  # noqa: B008 - frozen
+    secrets: Secrets = Secrets(),
     on_event: Tell | None = None,
     edges: Edges = EDGES,
 ) -> Watch:

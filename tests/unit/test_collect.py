@@ -56,7 +56,7 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
 
 
-def ask(*hosts: Host, question: Question = QUESTION, options: AnsibleOptions = AnsibleOptions()) -> list[Collected]:  # noqa: B008
+def ask(*hosts: Host, question: Question = QUESTION, options: AnsibleOptions = AnsibleOptions()) -> list[Collected]:
     return list(ask_all(hosts, question, options))
 
 

@@ -491,7 +491,7 @@ def end(answer: Collected) -> str:
     return f"{answer.evidence.system.hostname}\n" if answer.evidence else answer.problem
 
 
-def ask(host: Host, secrets: Secrets = Secrets()) -> Collected:  # noqa: B008
+def ask(host: Host, secrets: Secrets = Secrets()) -> Collected:
     (answer,) = ask_all([host], QUESTION, AnsibleOptions(), secrets=secrets)
     return answer
 

@@ -22,13 +22,13 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def ssh(secrets: Secrets = Secrets(), **fields: Any) -> SshRoute:  # noqa: B008
+def ssh(secrets: Secrets = Secrets(), **fields: Any) -> SshRoute:
     way = choose(Host(name="hv1", address="192.0.2.1", **fields), secrets)
     assert isinstance(way, SshRoute), way
     return way
 
 
-def reason(secrets: Secrets = Secrets(), **fields: Any) -> str:  # noqa: B008
+def reason(secrets: Secrets = Secrets(), **fields: Any) -> str:
     way = choose(Host(name="hv1", address="192.0.2.1", **fields), secrets)
     assert isinstance(way, AnsibleRoute), way
     return way.reason
