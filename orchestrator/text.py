@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
-__all__ = ["ago", "listed", "moment", "printable", "printable_json", "printable_lines"]
+__all__ = ["ago", "listed", "moment", "printable", "printable_json", "printable_lines", "suggestion"]
 
 
 def printable(text: str, limit: int = 400) -> str:
@@ -37,6 +38,12 @@ def printable_json(document: object) -> str:
 def listed(names: Sequence[str], most: int = 5) -> str:
     """The names, the first of a long list, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def suggestion(typed: str, known: Iterable[str], otherwise: str) -> str:
+    """The hint for a name that is not known: those that may have been meant, `otherwise` where none is like it."""
+    near = difflib.get_close_matches(typed, list(known), n=3)
+    return f"Did you mean {' or '.join(near)}?" if near else otherwise
 
 
 def moment(seconds: float) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import yaml
 
-from orchestrator.checks.catalogue import catalogue, similar, topics
+from orchestrator.checks.catalogue import catalogue, meant, topics
 from orchestrator.errors import WaiverError
 from orchestrator.inventory import Fleet
 from orchestrator.model.finding import Waiver
@@ -170,9 +170,7 @@ def _check(file: Path, node: yaml.Node) -> str:
     if check in {topic.id for topic in topics()} - {known.id for known in catalogue()}:
         raise _mistake(file, node, f"{check} cannot be waived", "Only what a check finds on one host can be.")
     if check not in {known.id for known in catalogue()}:
-        near = similar(check)
-        hint = f"Did you mean {' or '.join(near)}?" if near else "`kvmfleet explain` lists all checks."
-        raise _mistake(file, node, f"there is no check {check!a}", hint)
+        raise _mistake(file, node, f"there is no check {check!a}", meant(check))
     return check
 
 

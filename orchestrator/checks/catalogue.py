@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-
 from orchestrator.checks import (
     cgroups,
     clock,
@@ -32,8 +30,9 @@ from orchestrator.checks import (
     windows,
 )
 from orchestrator.checks.registry import Check, Topic
+from orchestrator.text import suggestion
 
-__all__ = ["catalogue", "explain", "markdown", "similar", "topics"]
+__all__ = ["catalogue", "explain", "markdown", "meant", "topics"]
 
 # The chain: what is further down cannot work where something further up does not.
 GROUPS = (
@@ -79,9 +78,9 @@ def explain(id: str) -> Topic | None:
     return next((topic for topic in topics() if topic.id == id), None)
 
 
-def similar(id: str) -> list[str]:
-    """Ids that somebody may have meant."""
-    return difflib.get_close_matches(id, [topic.id for topic in topics()], n=3)
+def meant(id: str) -> str:
+    """The hint for an id that no topic has."""
+    return suggestion(id, [topic.id for topic in topics()], "`kvmfleet explain` lists all checks.")
 
 
 def markdown() -> str:

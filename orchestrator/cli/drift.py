@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import functools
 import re
@@ -158,13 +157,12 @@ def accept(host: str, items: tuple[str, ...], reason: str | None, as_json: bool)
     An ITEM is written as `kvmfleet drift` shows it; * and ? stand for anything, as in 'package:*'. The next provision
     that ends well makes a new baseline, and all that was accepted before is in it or gone.
     """
-    from orchestrator.text import printable
+    from orchestrator.text import printable, suggestion
 
     with _told_store() as store:
         seen = store.watched(host)
         if seen is None:
-            near = difflib.get_close_matches(host, store.hosts(), n=3)
-            hint = f"Did you mean {' or '.join(near)}?" if near else "Look first: kvmfleet drift"
+            hint = suggestion(host, store.hosts(), "Look first: kvmfleet drift")
             raise UsageError(f"No drift check has seen a host {host!a}.", hint=hint)
         chosen = _chosen(seen, items)
         reason = reason if reason is not None else _ask_reason()
@@ -181,7 +179,7 @@ def accept(host: str, items: tuple[str, ...], reason: str | None, as_json: bool)
 def _chosen(watched: HostDrift, wanted: Sequence[str]) -> list[Drift]:
     """What the patterns name; everything where there are none."""
     from orchestrator.model.drift import TOLD
-    from orchestrator.text import printable
+    from orchestrator.text import printable, suggestion
 
     host, seen = watched.host, watched.items
     if not seen:
@@ -198,9 +196,8 @@ def _chosen(watched: HostDrift, wanted: Sequence[str]) -> list[Drift]:
     for pattern in wanted:
         found = {pattern} if pattern in names else set(fnmatch.filter(names, pattern))  # names may hold [ and *
         if not found:
-            near = difflib.get_close_matches(pattern, names, n=3)
-            known = f"Did you mean {' or '.join(near)}?" if near else f"Drifted are: {', '.join(names[:10])}"
-            raise UsageError(f"{host}: no item of drift is called {pattern!a}.", hint=printable(known, 2000))
+            hint = suggestion(pattern, names, f"Drifted are: {', '.join(names[:10])}")
+            raise UsageError(f"{host}: no item of drift is called {pattern!a}.", hint=printable(hint, 2000))
         chosen |= found
     return [item for item in seen if item.item in chosen]
 
@@ -257,11 +254,11 @@ def history(context: click.Context, lines: int, as_json: bool) -> None:
 def past(host: str, lines: int, as_json: bool) -> None:
     """Show what is known of one host: its verdicts, its drift, and what was accepted."""
     from orchestrator.report import drift as drift_report
+    from orchestrator.text import suggestion
 
     with _told_store() as store:
         if host not in store.hosts():
-            near = difflib.get_close_matches(host, store.hosts(), n=3)
-            hint = f"Did you mean {' or '.join(near)}?" if near else "`kvmfleet history` lists the runs."
+            hint = suggestion(host, store.hosts(), "`kvmfleet history` lists the runs.")
             raise UsageError(f"The history knows no host {host!a}.", hint=hint)
         results, watched, accepted = store.past(host, lines), store.watches(host, lines), store.accepted(host)
         if as_json:

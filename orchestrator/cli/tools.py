@@ -37,9 +37,7 @@ def explain(check_id: str | None) -> None:
         return
     found = catalogue.explain(check_id)
     if found is None:
-        near = catalogue.similar(check_id)
-        known = f"Did you mean {' or '.join(near)}?" if near else "`kvmfleet explain` lists all checks."
-        raise UsageError(f"There is no check {check_id!a}.", hint=known)
+        raise UsageError(f"There is no check {check_id!a}.", hint=catalogue.meant(check_id))
     console().print(check_report.explanation(found))
 
 

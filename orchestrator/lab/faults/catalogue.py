@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-
 from orchestrator.errors import LabError
 from orchestrator.lab.faults import guests, host, kernel, kvm, libvirt, network, remote, security, storage
 from orchestrator.lab.faults.fault import Fault
+from orchestrator.text import suggestion
 
 __all__ = ["catalogue", "find"]
 
@@ -26,7 +25,6 @@ def find(id: str) -> Fault:
     """
     known = {fault.id: fault for fault in catalogue()}
     if id not in known:
-        near = difflib.get_close_matches(id, known, n=3)
-        hint = f"Did you mean {' or '.join(near)}?" if near else "kvmfleet lab break --list shows all of them."
+        hint = suggestion(id, known, "kvmfleet lab break --list shows all of them.")
         raise LabError(f"There is no fault {id!a}.", hint=hint)
     return known[id]
