@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-__all__ = ["ago", "listed", "moment", "printable", "printable_json", "printable_lines", "suggestion"]
+__all__ = ["ago", "counted", "listed", "moment", "printable", "printable_json", "printable_lines", "suggestion"]
 
 
 def printable(text: str, limit: int = 400) -> str:
@@ -33,6 +33,11 @@ def printable_json(document: object) -> str:
     """
     text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
     return "".join(c if c.isprintable() or c == "\n" else _json_escape(c) for c in text)
+
+
+def counted(number: int, noun: str) -> str:
+    """The number with the noun, of which more than one end in s."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:

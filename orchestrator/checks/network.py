@@ -11,6 +11,7 @@ from orchestrator.checks.contract import PROVISION
 from orchestrator.checks.registry import Case, check, failed, not_applicable, passed, undecided, warned
 from orchestrator.model.evidence import Link, Network, RunningNetwork
 from orchestrator.model.finding import Finding
+from orchestrator.text import counted
 
 NONE = Network()
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
@@ -61,7 +62,7 @@ def active(case: Case) -> Finding:
     if problems:
         fix = f"Run `{' && '.join(commands)}`." if commands else PROVISION
         return failed("; ".join(problems), expected="as in the contract", seen="; ".join(problems), fix=fix)
-    return passed(f"{_count(len(case.wishes.networks))} as they are meant to be")
+    return passed(f"{counted(len(case.wishes.networks), 'network')} as they are meant to be")
 
 
 @check(
@@ -101,7 +102,7 @@ def equal(case: Case) -> Finding:
             seen="as it was before",
             fix="Restart the network when no guest uses it: run `kvmfleet provision` for this host then.",
         )
-    return passed(f"{_count(len(wished))} equal to the contract")
+    return passed(f"{counted(len(wished), 'network')} equal to the contract")
 
 
 @check(
@@ -124,7 +125,7 @@ def bridge(case: Case) -> Finding:
             problems.append(f"{', '.join(lacking)} is not at {name}")
     if problems:
         return failed("; ".join(problems), expected="as in the contract", seen="; ".join(problems), fix=PROVISION)
-    return passed(f"{', '.join(wished)} with {_count(sum(map(len, wished.values())), 'port')}")
+    return passed(f"{', '.join(wished)} with {counted(sum(map(len, wished.values())), 'port')}")
 
 
 UNREAD = undecided("the state of libvirt's networks cannot be read", fix="Validate as root (become).")
@@ -171,7 +172,7 @@ def link(case: Case) -> Finding:
         say = failed if cut else warned
         behind = f"; guests at {', '.join(cut)} are cut off" if cut else ""
         return say(f"no carrier: {', '.join(dark)}{behind}", expected="a carrier", seen="none", fix=fix)
-    return passed(f"{_count(len({*own, *wished}), 'bridge')} and {_count(len(ports), 'port')} of the host up")
+    return passed(f"{counted(len({*own, *wished}), 'bridge')} and {counted(len(ports), 'port')} of the host up")
 
 
 def _up(links: Mapping[str, Link], name: str) -> bool:
@@ -333,7 +334,7 @@ def collisions(case: Case) -> Finding:
         summary = f"a part of a larger network: {'; '.join(hidden)}"
         return warned(summary, expected="a subnet of its own", seen="shared", fix=fix)
     return passed(
-        f"no route collides with {_count(sum(len(network.subnets) for network in running.values()), 'subnet')}"
+        f"no route collides with {counted(sum(len(network.subnets) for network in running.values()), 'subnet')}"
     )
 
 
@@ -409,7 +410,7 @@ def mtu(case: Case) -> Finding:
         return warned("; ".join(problems), expected="the same", seen="larger ones", fix=fix)
     if not compared:
         return not_applicable("no bridge has anything to compare with")
-    return passed(f"{_count(compared, 'MTU')} fit")
+    return passed(f"{counted(compared, 'MTU')} fit")
 
 
 def _holds(own: Subnet, other: Subnet) -> bool:
@@ -427,10 +428,6 @@ def _parsed(text: str) -> list[Interface]:
         return [ipaddress.ip_interface(text)]
     except ValueError:
         return []
-
-
-def _count(number: int, noun: str = "network") -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _difference(wished: str, seen: str) -> str:

@@ -26,6 +26,7 @@ from orchestrator.lab.provider import Provider
 from orchestrator.lab.record import Lab, LabHost
 from orchestrator.lab.spec import LabSpec, Progress, check_name, systems_of
 from orchestrator.lab.vm import Vm
+from orchestrator.text import counted
 
 __all__ = [
     "HostStatus",
@@ -441,7 +442,7 @@ def _fleet_host(host: LabHost) -> Host:
 
 
 def _dismantle(lab: Lab, provider: Provider, progress: Progress) -> None:
-    progress(f"stopping {len(lab.hosts)} host{'s' if len(lab.hosts) != 1 else ''}")
+    progress(f"stopping {counted(len(lab.hosts), 'host')}")
     provider.stop(lab, lab.hosts, grace_s=_STOP_GRACE_S)
     progress("removing the network")
     with provider.alone():

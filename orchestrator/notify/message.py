@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from orchestrator.model.drift import Drift
 from orchestrator.model.run import Message
 from orchestrator.notify.transitions import Transition
-from orchestrator.text import moment, printable
+from orchestrator.text import counted, moment, printable
 
 __all__ = ["message", "trial"]
 
@@ -62,7 +62,7 @@ def _fit(ordered: Sequence[Transition], room: int) -> str:
     ends = list(itertools.accumulate(len(block) + 1 for block in blocks))
     shown = bisect.bisect_right(ends, room - DIGEST)
     rest = len(blocks) - shown
-    return "\n".join([*blocks[:shown], f"and {rest} host{'s' * (rest != 1)} more: {_counts(ordered[shown:])}"])
+    return "\n".join([*blocks[:shown], f"and {counted(rest, 'host')} more: {_counts(ordered[shown:])}"])
 
 
 def _block(one: Transition, items: int) -> Iterator[str]:
@@ -76,7 +76,7 @@ def _block(one: Transition, items: int) -> Iterator[str]:
     for item in one.items[:items]:
         yield f"  {_plain(item.item, 100)}: {_change(item)}, since {moment(item.since_s)}"
     if more > 0:
-        yield f"  and {more} item{'s' * (more != 1)} more"
+        yield f"  and {counted(more, 'item')} more"
     if one.gone:
         yield f"  as it should be again: {_plain(', '.join(one.gone), 160)}"
 
@@ -86,7 +86,7 @@ def _about(one: Transition) -> str:
     match one.kind:
         case "drifted":
             back = f", was {one.before.state}" if one.before and one.before.state != "drifted" else ""
-            return f"{back}, {len(one.items)} item{'s' * (len(one.items) != 1)}"
+            return f"{back}, {counted(len(one.items), 'item')}"
         case "changed":
             return f", {len(one.items)} new or changed, {len(one.gone)} as they should be again"
         case "recovered":
@@ -94,7 +94,7 @@ def _about(one: Transition) -> str:
             unsent = "" if one.before and one.before.delivered else ", which could not be sent"
             return was + unsent + ("; a changed inventory is to be rolled out" if one.host.pending else "")
         case _:
-            times = f"{one.checks} check{'s' * (one.checks != 1)} in a row"
+            times = f"{counted(one.checks, 'check')} in a row"
             return f" since {moment(one.host.since_s)}, {times}: {_plain(one.host.problem, 160)}"
 
 

@@ -18,7 +18,7 @@ from rich.text import Text
 from orchestrator.history.store import Acceptance, PastResult, PastRun
 from orchestrator.model.drift import Drift, DriftState, HostDrift
 from orchestrator.snapshot import ABSENT, owner
-from orchestrator.text import listed, printable, printable_lines
+from orchestrator.text import counted, listed, printable, printable_lines
 
 __all__ = ["STATES", "Asked", "exit_code", "heal", "past_host", "past_runs", "report"]
 
@@ -229,7 +229,7 @@ def _change(item: Drift) -> str:
     changed = [line for line in _diff(item) if line[:1] in "+-"]
     first = next((line for line in changed if line[:1] == "+"), changed[0])
     more = len(changed) - 1
-    return first + (f" and {more} more line{'s' if more != 1 else ''}, see --diff" if more else "")
+    return first + (f" and {counted(more, 'more line')}, see --diff" if more else "")
 
 
 def _value(value: str | None) -> str:
@@ -255,7 +255,7 @@ def _when(at_s: float) -> str:
 
 def _closing(hosts: Sequence[HostDrift]) -> Text:
     words = [f"{number} {state}" for state in STATES if (number := sum(host.state == state for host in hosts))]
-    return Text(f"\n{len(hosts)} host{'s' if len(hosts) != 1 else ''}: {', '.join(words)}", style="bold")
+    return Text(f"\n{counted(len(hosts), 'host')}: {', '.join(words)}", style="bold")
 
 
 def past_runs(runs: Sequence[PastRun]) -> RenderableType:

@@ -13,7 +13,7 @@ from orchestrator.model.finding import Finding, FleetFinding
 from orchestrator.model.run import HostResult
 from orchestrator.report.drift import heal
 from orchestrator.snapshot import owner
-from orchestrator.text import moment, printable
+from orchestrator.text import counted, moment, printable
 
 __all__ = ["render", "render_drift"]
 
@@ -102,7 +102,7 @@ def _host(host: HostDrift, inventory: Sequence[str], *, strict: bool) -> ET.Elem
     if host.state not in TOLD:
         ET.SubElement(case, "error", message=f"{host.state}: {printable(host.problem)}").text = "\n".join(lines) or None
     elif host.items:
-        told = f"{len(host.items)} item{'s' * (len(host.items) != 1)} drifted" + (f"; {waiting}" if waiting else "")
+        told = f"{counted(len(host.items), 'item')} drifted" + (f"; {waiting}" if waiting else "")
         ET.SubElement(case, "failure", message=told).text = "\n".join(lines)
     elif waiting:
         if strict:

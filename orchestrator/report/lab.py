@@ -12,6 +12,7 @@ from rich.text import Text
 
 from orchestrator.lab.faults.fault import Fault
 from orchestrator.lab.labs import LabStatus
+from orchestrator.text import counted
 
 __all__ = ["faults", "status"]
 
@@ -26,8 +27,7 @@ def status(lab: LabStatus) -> RenderableType:
     for host in lab.hosts:
         uptime = "-" if host.uptime_s is None else str(timedelta(seconds=int(host.uptime_s)))
         table.add_row(host.name, Text(host.state, style=_STYLE[host.state]), host.system, host.ssh, uptime)
-    hosts = f"{len(lab.hosts)} host{'s' if len(lab.hosts) != 1 else ''}"
-    summary = f"\n{hosts} of lab {lab.name}, provider {lab.provider}, network {lab.subnet}"
+    summary = f"\n{counted(len(lab.hosts), 'host')} of lab {lab.name}, provider {lab.provider}, network {lab.subnet}"
     broken = "".join(f"\n{host.name} is broken: {', '.join(host.faults)}" for host in lab.hosts if host.faults)
     where = Text(f"{summary}\ninventory: {lab.inventory}{broken}")
     return Group(table, where, Text(lab.limits, style="dim"))

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from orchestrator import __version__
 from orchestrator.model.run import Change, HostConverged
-from orchestrator.text import listed, printable, printable_json
+from orchestrator.text import counted, listed, printable, printable_json
 
 __all__ = ["Plan", "exit_code", "plan", "render", "report"]
 
@@ -114,18 +114,18 @@ def _block(hosts: Sequence[HostPlan], *, verbose: bool) -> Iterator[RenderableTy
     text = Text(f"{listed(names, len(names) if verbose else 5)}: ", style="bold")
     text.append(STATES[host.state], style=STYLE[host.state])
     if host.state == "changes":
-        text.append(f": {_tasks(host.changed)}")
+        text.append(f": {counted(host.changed, 'task')}")
     elif host.problem:
         text.append(f": {printable(host.problem, 1000)}", style="")
     yield text
     if host.state == "unknown" and host.changed:
-        yield Padding(Text(f"before that, would change: {_tasks(host.changed)}"), (0, 0, 0, 2), expand=False)
+        yield Padding(Text(f"before that, would change: {counted(host.changed, 'task')}"), (0, 0, 0, 2), expand=False)
     for change in host.changes:
         yield from _change(change, verbose=verbose)
     if host.changed > len(host.changes):
         yield Padding(Text(f"and {host.changed - len(host.changes)} more"), (0, 0, 0, 2), expand=False)
     if len([change for change in host.changes if change.hidden]) > _hidden(host):
-        yield Padding(Text(f"of the hidden ones only {_tasks(_hidden(host))}"), (0, 0, 0, 2), expand=False)
+        yield Padding(Text(f"of the hidden ones only {counted(_hidden(host), 'task')}"), (0, 0, 0, 2), expand=False)
 
 
 def _hidden(host: HostPlan) -> int:
@@ -146,11 +146,6 @@ def _change(change: Change, *, verbose: bool) -> Iterator[RenderableType]:
         yield Padding(Text(line.expandtabs(), style=style), (0, 0, 0, 6), expand=False)
 
 
-def _tasks(number: int) -> str:
-    return f"{number} task{'s' if number != 1 else ''}"
-
-
 def _closing(plan: Plan) -> Text:
     words = [f"{number} {STATES[state]}" for state, number in plan.summary.items() if number]
-    number = len(plan.hosts)
-    return Text(f"{number} host{'s' if number != 1 else ''}: {', '.join(words)}", style="bold")
+    return Text(f"{counted(len(plan.hosts), 'host')}: {', '.join(words)}", style="bold")

@@ -15,7 +15,7 @@ from orchestrator.model.evidence import Guest
 from orchestrator.model.finding import Finding, FleetFinding
 from orchestrator.model.run import EarlierBoot, HostConverged, HostResult
 from orchestrator.report.summary import counts, replayed, worth_showing
-from orchestrator.text import ago, listed, printable
+from orchestrator.text import ago, counted, listed, printable
 
 __all__ = ["findings", "given_back", "pretended", "report"]
 
@@ -88,9 +88,7 @@ def _outcome(host: HostConverged, *, check: bool) -> Text:
 
 def _summary(converged: Sequence[HostConverged]) -> str:
     good = sum(host.outcome == "ok" for host in converged)
-    return (
-        f"{len(converged)} host{'s' if len(converged) != 1 else ''}: {good} unprovisioned, {len(converged) - good} not"
-    )
+    return f"{counted(len(converged), 'host')}: {good} unprovisioned, {len(converged) - good} not"
 
 
 def findings(result: HostResult) -> RenderableType:
@@ -227,8 +225,8 @@ def _line(finding: Finding, hosts: Sequence[str]) -> Text:
 def _closing(results: Sequence[HostResult]) -> Text:
     words = [f"{number} {verdict}" for verdict, number in counts(results).items() if number]
     waived = sum(finding.status == "waived" for result in results for finding in result.judgement.findings)
-    note = f"; {waived} finding{'s' if waived != 1 else ''} waived" if waived else ""
-    return Text(f"\n{len(results)} host{'s' if len(results) != 1 else ''}: {', '.join(words)}{note}", style="bold")
+    note = f"; {counted(waived, 'finding')} waived" if waived else ""
+    return Text(f"\n{counted(len(results), 'host')}: {', '.join(words)}{note}", style="bold")
 
 
 def _word(word: str) -> Text:
