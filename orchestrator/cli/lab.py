@@ -28,8 +28,7 @@ def _complete_lab(_context: click.Context, _parameter: click.Parameter, typed: s
 def _complete_lab_host(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
     from orchestrator.lab import record
 
-    labs = [lab for name in record.names() if (lab := record.read(name))]
-    return [host.name for lab in labs for host in lab.hosts if host.name.startswith(typed)]
+    return [host.name for lab in record.labs() for host in lab.hosts if host.name.startswith(typed)]
 
 
 def _complete_fault(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
@@ -41,8 +40,7 @@ def _complete_fault(_context: click.Context, _parameter: click.Parameter, typed:
 def _complete_fault_of_host(context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
     from orchestrator.lab import record
 
-    labs = [lab for name in record.names() if (lab := record.read(name))]
-    hosts = [host for lab in labs for host in lab.hosts if host.name == context.params.get("host")]
+    hosts = [host for lab in record.labs() for host in lab.hosts if host.name == context.params.get("host")]
     return [fault for host in hosts for fault in host.faults if fault.startswith(typed)]
 
 

@@ -83,10 +83,7 @@ def _fresh(host: LabHost) -> LabHost:
 
 def _note(host: LabHost, faults: tuple[str, ...]) -> None:
     lab = labs.find(labs.lab_of(host.name))
-    changed = msgspec.structs.replace(host, faults=faults)
-    record.write(
-        msgspec.structs.replace(lab, hosts=tuple(changed if one.name == host.name else one for one in lab.hosts))
-    )
+    record.write(lab.with_host(msgspec.structs.replace(host, faults=faults)))
 
 
 def _heal(fault: Fault, lab: Lab, host: LabHost) -> None:

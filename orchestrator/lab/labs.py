@@ -174,12 +174,11 @@ def _planned(spec: LabSpec, provider: Provider) -> Lab:
         )
     systems = systems_of(spec, _systems(lab))
     if lab is None:
-        others = (other.subnet for name in record.names() if (other := record.read(name)))
         lab = Lab(
             name=spec.name,
             id=record.new_id(),
             provider=spec.provider,
-            subnet=str(subnet.choose((*subnet.in_use(), *map(IPv4Network, others)))),
+            subnet=str(subnet.choose((*subnet.in_use(), *(IPv4Network(other.subnet) for other in record.labs())))),
             created_at_s=time.time(),
         )
     new = [lab.planned(number, system) for number, system in enumerate(systems, 1) if number > len(lab.hosts)]
@@ -221,8 +220,7 @@ def _settled(lab: Lab, provider: Provider) -> Lab:
     """The lab with what its stopped hosts need to start; each is settled with those before it."""
     for host in lab.hosts:
         if provider.started_at_s(lab, host) is None:
-            settled = provider.settled(lab, host)
-            lab = msgspec.structs.replace(lab, hosts=tuple(settled if h.name == host.name else h for h in lab.hosts))
+            lab = lab.with_host(provider.settled(lab, host))
     return _recorded(lab, lab.hosts)
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "Lab",
     "LabHost",
     "folder_of",
+    "labs",
     "labs_folder",
     "names",
     "new_id",
@@ -124,6 +125,10 @@ class Lab(msgspec.Struct, frozen=True, kw_only=True):
             f"Lab {self.name} has no host {name!a}.", hint=f"It has {', '.join(host.name for host in self.hosts)}."
         )
 
+    def with_host(self, host: LabHost) -> Lab:
+        """The lab with this host instead of the one of its name."""
+        return msgspec.structs.replace(self, hosts=tuple(host if one.name == host.name else one for one in self.hosts))
+
     def planned(self, number: int, system: str) -> LabHost:
         """The host of that number, counted from 1, as it will be."""
         address = IPv4Network(self.subnet)[_FIRST_HOST + number]
@@ -179,6 +184,15 @@ def read(name: str) -> Lab | None:
     if lab.schema != SCHEMA:
         raise LabError(f"{file} has schema {lab.schema}, this kvmfleet knows {SCHEMA}.")
     return lab
+
+
+def labs() -> tuple[Lab, ...]:
+    """The records of all labs, in order of their names.
+
+    Raises:
+        LabError: One of them, or their folder, cannot be read.
+    """
+    return tuple(lab for name in names() if (lab := read(name)))
 
 
 def _not_ours(path: Path, error: OSError) -> LabError:

@@ -174,7 +174,7 @@ class Vm:
 
     def settled(self, lab: Lab, host: LabHost) -> LabHost:
         """With a port of this machine that nothing else has; the one that it had, while that is free."""
-        taken = {other.port for known in _labs() if known.id != lab.id for other in known.hosts}
+        taken = {other.port for known in record.labs() if known.id != lab.id for other in known.hosts}
         taken |= {other.port for other in lab.hosts if other.name != host.name}
         wishes = (port for port in (host.port, *_PORTS) if port and port not in taken and _is_free(port))
         if (port := next(wishes, None)) is None:
@@ -257,10 +257,6 @@ def _available_mib() -> int:
 
 def _existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.exists())
-
-
-def _labs() -> list[Lab]:
-    return [lab for name in record.names() if (lab := record.read(name))]
 
 
 def _is_free(port: int) -> bool:
