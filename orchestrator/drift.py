@@ -13,7 +13,7 @@ from orchestrator.model.finding import Verdict
 from orchestrator.model.run import Collected
 from orchestrator.snapshot import Snapshot
 
-__all__ = ["Baseline", "compare", "judge", "left", "timed"]
+__all__ = ["Baseline", "judge", "left", "timed"]
 
 MACHINE = "hardware:machine"
 
@@ -52,7 +52,7 @@ def _judge(
             hint="Run `kvmfleet provision` for it: a host is its own baseline once it was provisioned and found good.",
         )
     now = now or snapshot.take(collected.evidence)
-    items = compare(baseline, now, version=version)
+    items = _compare(baseline, now, version=version)
     pending = bool(intent and baseline.intent_digest and intent != baseline.intent_digest)
     problem = _unseen(now)
     if items:
@@ -70,7 +70,7 @@ def _unseen(now: Snapshot) -> str:
     return "; ".join(f"{', '.join(sections)}: {why}" for why, sections in reasons.items())
 
 
-def compare(baseline: Baseline, now: Snapshot, *, version: str) -> tuple[Drift, ...]:
+def _compare(baseline: Baseline, now: Snapshot, *, version: str) -> tuple[Drift, ...]:
     """Every item that differs, in the order of their names.
 
     Left out is what cannot be told: items of sections that could not be collected, and, when another version of
@@ -101,7 +101,7 @@ def left(
     if then and now and then != now:
         return ()
     asked_for_the_same = intent == baseline.intent_digest
-    items = compare(baseline, after, version=version)
+    items = _compare(baseline, after, version=version)
     return tuple(item for item in items if _was_so(item, before, unseen=asked_for_the_same))
 
 

@@ -22,7 +22,7 @@ from cryptography.x509.oid import NameOID
 from orchestrator import paths
 from orchestrator.errors import PkiError
 
-__all__ = ["DAYS", "Authority", "Issued", "init", "status"]
+__all__ = ["Authority", "Issued", "init", "status"]
 
 DAYS = 3650
 CERTIFICATE, KEY, ISSUED = "ca.pem", "ca.key", "issued.jsonl"

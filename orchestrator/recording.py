@@ -16,7 +16,7 @@ from orchestrator.model.contract import SCHEMA, Profile
 from orchestrator.model.run import Collected, HostConverged, HostResult
 from orchestrator.text import printable, printable_json
 
-__all__ = ["FORMAT", "MAX_BYTES", "Recording", "file_name", "read", "save"]
+__all__ = ["MAX_BYTES", "Recording", "file_name", "read", "save"]
 
 FORMAT = 1
 """Version of a recording; that of the evidence in it is its own."""

@@ -22,7 +22,7 @@ from orchestrator.inventory import Fleet
 from orchestrator.model.finding import Waiver
 from orchestrator.text import printable
 
-__all__ = ["FILE", "MAX_BYTES", "Waivers", "beside", "load", "read"]
+__all__ = ["MAX_BYTES", "Waivers", "beside", "load", "read"]
 
 log = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from orchestrator.errors import LabError
+from orchestrator.inventory import GROUP
 from orchestrator.lab import tree
 from orchestrator.lab.command import run
 from orchestrator.lab.record import USER, Lab, LabHost
@@ -113,7 +114,7 @@ def inventory(lab: Lab) -> str:
         host.name: {"ansible_host": host.ssh_address} | ({"ansible_port": host.port} if host.port else {})
         for host in lab.hosts
     }
-    document = {"all": {"children": {"kvm_hosts": {"hosts": hosts, "vars": variables}}}}
+    document = {"all": {"children": {GROUP: {"hosts": hosts, "vars": variables}}}}
     header = f"# Lab {lab.name}, written by kvmfleet lab up, which writes it anew every time.\n"
     return header + yaml.safe_dump(document, sort_keys=False)
 

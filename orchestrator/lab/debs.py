@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-__all__ = ["ARCHIVES", "LISTS", "NAME", "Wanted", "harvest", "index", "offer"]
+__all__ = ["ARCHIVES", "LISTS", "NAME", "Wanted", "harvest", "offer"]
 
 ARCHIVES = "var/cache/apt/archives"
 LISTS = "var/lib/apt/lists"
@@ -34,7 +34,7 @@ class Wanted(msgspec.Struct, frozen=True):
     size: int
 
 
-def index(root: Path, names: Iterable[str]) -> Mapping[str, Wanted]:
+def _index(root: Path, names: Iterable[str]) -> Mapping[str, Wanted]:
     """What an image's index says about files of these names; those that it does not know are missing."""
     packages = {name.partition("_")[0] for name in names}
     lists = sorted((root / LISTS).glob("*_Packages"))
@@ -56,7 +56,7 @@ def harvest(host_root: Path, cache: Path, image_root: Path) -> tuple[str, ...]:
         if archives is None:
             return ()
         new = [n for n in sorted(os.listdir(archives)) if NAME.fullmatch(n) and not (cache / n).exists()]
-        known = index(image_root, new) if new else {}
+        known = _index(image_root, new) if new else {}
         cache.mkdir(parents=True, exist_ok=True)
         return tuple(name for name in new if name in known and _take(name, archives, cache, known[name]))
 

@@ -28,7 +28,7 @@ from orchestrator.lab import debs, images
 from orchestrator.lab.command import run
 from orchestrator.lab.spec import IMAGE, SYSTEMS, Progress
 
-__all__ = ["DISK_MIB", "RECIPE", "build", "disk", "index", "info", "refuse", "take"]
+__all__ = ["DISK_MIB", "build", "disk", "index", "info", "refuse", "take"]
 
 DISK_MIB = 8192
 """What a built disk offers; its file holds only what was written."""

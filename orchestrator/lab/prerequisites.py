@@ -11,7 +11,7 @@ from orchestrator.errors import LabError, MissingPackagesError
 from orchestrator.lab.command import run
 from orchestrator.lab.spec import Progress
 
-__all__ = ["PACKAGES", "install", "install_command", "missing", "require"]
+__all__ = ["install", "install_command", "missing", "require"]
 
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 

@@ -20,7 +20,6 @@ from orchestrator.lab import tree
 
 __all__ = [
     "LOOPBACK",
-    "SCHEMA",
     "USER",
     "Lab",
     "LabHost",

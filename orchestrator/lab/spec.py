@@ -11,7 +11,6 @@ import msgspec
 from orchestrator.errors import LabError
 
 __all__ = [
-    "DEFAULT_SYSTEMS",
     "IMAGE",
     "MOST_HOSTS",
     "SYSTEMS",

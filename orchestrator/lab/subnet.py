@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.errors import LabError
 from orchestrator.lab.command import run
 
-__all__ = ["CANDIDATES", "choose", "collision", "in_use", "nameservers", "resolver"]
+__all__ = ["CANDIDATES", "choose", "collision", "in_use", "resolver"]
 
 CANDIDATES: tuple[IPv4Network, ...] = tuple(
     IPv4Network(f"{prefix}.{third}.0/24")
@@ -46,7 +46,7 @@ def in_use() -> tuple[IPv4Network, ...]:
     """Networks of all routes in all tables, of all addresses, and the name servers."""
     routes = json.loads(run(["ip", "-json", "-4", "route", "show", "table", "all"]) or "[]")
     links = json.loads(run(["ip", "-json", "-4", "address"]) or "[]")
-    return (*of_routes(routes), *of_links(links), *map(IPv4Network, nameservers(resolver())))
+    return (*of_routes(routes), *of_links(links), *map(IPv4Network, _nameservers(resolver())))
 
 
 def of_routes(routes: Iterable[dict[str, Any]]) -> Iterator[IPv4Network]:
@@ -67,12 +67,12 @@ def of_links(links: Iterable[dict[str, Any]]) -> Iterator[IPv4Network]:
 def resolver(etc: Path = Path("/etc/resolv.conf"), upstream: Path = Path("/run/systemd/resolve/resolv.conf")) -> str:
     """The resolv.conf(5) that means the same in a host: not the one that names a stub on this machine."""
     text = etc.read_text(errors="replace") if etc.exists() else ""
-    if upstream.exists() and all(server.is_loopback for server in nameservers(text)):
+    if upstream.exists() and all(server.is_loopback for server in _nameservers(text)):
         return upstream.read_text(errors="replace")
     return text
 
 
-def nameservers(text: str) -> tuple[IPv4Address, ...]:
+def _nameservers(text: str) -> tuple[IPv4Address, ...]:
     """IPv4 name servers of a resolv.conf(5)."""
     words = (line.split() for line in text.splitlines())
     return tuple(IPv4Address(w[1]) for w in words if len(w) > 1 and w[0] == "nameserver" and _is_ipv4(w[1]))

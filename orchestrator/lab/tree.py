@@ -15,7 +15,7 @@ from typing import Protocol
 from orchestrator.errors import LabError, LockedError
 from orchestrator.lab.command import run
 
-__all__ = ["copy", "hold", "mounts_below", "remove", "scratch", "write"]
+__all__ = ["copy", "hold", "remove", "scratch", "write"]
 
 _GETFLAGS, _SETFLAGS = 0x80086601, 0x40086602  # FS_IOC_GETFLAGS and FS_IOC_SETFLAGS, linux/fs.h
 _LOCKED_FLAGS = 0x10 | 0x20  # immutable and append-only
@@ -94,7 +94,7 @@ def scratch(folder: Path) -> Iterator[Path]:
         remove(folder)
 
 
-def mounts_below(folder: Path) -> tuple[Path, ...]:
+def _mounts_below(folder: Path) -> tuple[Path, ...]:
     """Mount points in and at a folder, in the mount namespace of this process."""
     points = (Path(_unescaped(line.split()[4])) for line in Path("/proc/self/mountinfo").read_text().splitlines())
     return tuple(point for point in points if point.is_relative_to(folder))
@@ -112,7 +112,7 @@ def remove(folder: Path) -> None:
         LabError: Something is mounted in it, which is then not ours to remove.
     """
     folder = folder.parent.resolve() / folder.name
-    if mounts := mounts_below(folder):
+    if mounts := _mounts_below(folder):
         raise LabError(f"{mounts[-1]} is mounted inside {folder}.", hint=f"Unmount it first: umount {mounts[-1]}")
     if not os.path.lexists(folder):
         return

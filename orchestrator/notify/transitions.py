@@ -10,7 +10,7 @@ import msgspec
 
 from orchestrator.model.drift import Drift, DriftState, HostDrift
 
-__all__ = ["SILENT", "Kind", "Notice", "Transition", "group", "transitions"]
+__all__ = ["Kind", "Notice", "Transition", "group", "transitions"]
 
 SILENT = ("unreachable", "unknown")
 """One to whoever waits for a host, which may go from the one to the other and back without an end."""

@@ -24,7 +24,7 @@ from orchestrator.model.run import EarlierBoot, HostResult
 from orchestrator.report.summary import counts, replayed, worth_showing
 from orchestrator.text import moment, printable
 
-__all__ = ["LETTERS", "render"]
+__all__ = ["render"]
 
 FOLDER = Path(__file__).with_name("page")
 

@@ -17,7 +17,7 @@ from orchestrator.model.run import EarlierBoot, HostConverged, HostResult
 from orchestrator.report.summary import counts, replayed, worth_showing
 from orchestrator.text import ago, counted, listed, printable
 
-__all__ = ["findings", "given_back", "pretended", "report"]
+__all__ = ["given_back", "pretended", "report"]
 
 _STYLE = {
     "proven": "bold green",
@@ -46,7 +46,7 @@ def report(
     if told := replayed(results):
         parts.append(Text(f"{told}\n", style="bold yellow"))
     parts += [_Fitting(results), Text()]
-    parts += [findings(r) for r in results] if verbose else []
+    parts += [_findings(r) for r in results] if verbose else []
     shown = [(f, f.hosts or ("fleet",)) for f in fleet if verbose or f.status in ("fail", "warn")]
     parts.append(_lines([*([] if verbose else _advice(results)), *shown]))
     parts += _unchanged(results)
@@ -91,7 +91,7 @@ def _summary(converged: Sequence[HostConverged]) -> str:
     return f"{counted(len(converged), 'host')}: {good} unprovisioned, {len(converged) - good} not"
 
 
-def findings(result: HostResult) -> RenderableType:
+def _findings(result: HostResult) -> RenderableType:
     """Every finding of one host, in the order in which they were judged."""
     table = Table(box=None, show_header=False, padding=(0, 1), title=Text(result.host), title_justify="left")
     table.add_column(no_wrap=True)
