@@ -29,7 +29,7 @@ __all__ = ["schedule"]
 CONNECTION = frozenset(
     option.name for option in click.command()(connection_options(lambda: None)).params if option.expose_value
 )
-WRITTEN = ("junit", "prometheus", "html", "save_evidence")
+WRITTEN = ("junit", "prometheus")
 """Options of drift that name what it makes; files that others name are there already."""
 OWN = ("KVMFLEET_VENV", "KVMFLEET_PYTHON")
 """Variables of the launcher, which a schedule does not use."""
