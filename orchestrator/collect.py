@@ -221,7 +221,7 @@ class _Sessions:
         if isinstance(route, LocalRoute):
             return await local.ask(route, question)
         if not self._ssh:
-            from orchestrator.reach.ssh import Ssh  # asyncssh takes 0.2 s to import
+            from orchestrator.reach.ssh import Ssh  # late, as in `get_ready`: asyncssh takes long
 
             self._ssh = Ssh()
         return await self._ssh.ask(route, question)
