@@ -1,4 +1,4 @@
-"""Makes text that came from a host safe and short enough to show."""
+"""Words to show: what a host said, safe and short enough; numbers, times and names as people read them."""
 
 from __future__ import annotations
 
