@@ -44,11 +44,11 @@ def watchers(proc: str, owner: int = 0) -> Optional[int]:
     return count
 
 
-def cgroups(mounts: str = "/proc/self/mounts", root: str = processes.CGROUPS) -> Dict[str, Any]:
+def cgroups(mounts: str = "/proc/self/mounts") -> Dict[str, Any]:
     table = [line.split() for line in files.text(mounts, 1 << 20).splitlines()]
     return {
-        "hierarchy": hierarchy({row[1]: row[2] for row in table if len(row) > 2}, root) if table else None,
-        "controllers": processes.words(root + "/cgroup.controllers"),
+        "hierarchy": hierarchy({row[1]: row[2] for row in table if len(row) > 2}, processes.CGROUPS) if table else None,
+        "controllers": processes.words(processes.CGROUPS + "/cgroup.controllers"),
     }
 
 

@@ -61,15 +61,15 @@ def number(path: str) -> Optional[int]:
     return min(int(found.group()), LARGEST) if found else None
 
 
-def tail(path: str, size: int = SMALL) -> str:
+def tail(path: str) -> str:
     """As `text`, but of a large file the end."""
     try:
         fd = opened(path)
     except OSError:
         return ""
     try:
-        os.lseek(fd, max(os.fstat(fd).st_size - size, 0), os.SEEK_SET)
-        return _all(fd, size).decode("utf-8", "replace")
+        os.lseek(fd, max(os.fstat(fd).st_size - SMALL, 0), os.SEEK_SET)
+        return _all(fd, SMALL).decode("utf-8", "replace")
     finally:
         os.close(fd)
 

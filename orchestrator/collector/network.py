@@ -21,11 +21,11 @@ def look(contract: Contract, libvirt: Dict[str, Any]) -> Dict[str, Any]:
     return dict(of_libvirt(contract, libvirt), bridges=bridges(names), **network_live.look(names))
 
 
-def bridges(names: List[str], folder: str = "/sys/class/net") -> Dict[str, List[str]]:
+def bridges(names: List[str]) -> Dict[str, List[str]]:
     """Bridge -> what is at it; one that is not there is missing."""
     found = {}
     for name in names:
-        ports = os.path.join(folder, name, "brif")
+        ports = os.path.join(network_live.LINKS, name, "brif")
         if DEVICE.match(name) and os.path.isdir(ports):
             found[name] = sorted(os.listdir(ports))
     return found

@@ -142,11 +142,11 @@ def services(wishes: Dict[str, Any]) -> Dict[str, Any]:
     return found
 
 
-def unit_enabled(folder: str = UNITS) -> Optional[bool]:
+def unit_enabled() -> Optional[bool]:
     """Whether systemd starts our unit at boot; None where there is no such unit."""
-    if not os.path.exists("{}/{}".format(folder, UNIT)):
+    if not os.path.exists("{}/{}".format(UNITS, UNIT)):
         return None
-    return bool(glob.glob("{}/*.wants/{}".format(folder, UNIT)))
+    return bool(glob.glob("{}/*.wants/{}".format(UNITS, UNIT)))
 
 
 def at_boot() -> Dict[str, str]:

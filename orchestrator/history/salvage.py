@@ -60,7 +60,7 @@ def is_blank(file: Path) -> bool:
     return file.is_file() and not file.stat().st_size
 
 
-def set_aside(file: Path, now_s: float | None = None) -> Path | None:
+def set_aside(file: Path) -> Path | None:
     """Moves a damaged history, and what SQLite keeps beside it, to a name with the time; gives that name.
 
     None where nothing is wrong with it, or where it may not be `ours`.
@@ -70,7 +70,7 @@ def set_aside(file: Path, now_s: float | None = None) -> Path | None:
     """
     if not damage(file) or not ours(file):
         return None
-    moved = file.with_name(f"{file.name}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.localtime(now_s))}")
+    moved = file.with_name(f"{file.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}")
     while moved.exists():  # two in one second
         moved = moved.with_name(f"{moved.name}x")
     for suffix in BESIDE:

@@ -14,7 +14,7 @@ _KEPT = re.compile(r"(?i)Acquire::(https?::Proxy(::.+)?|Check-Valid-Until|Check-
 _LINE = re.compile(r'(\S+) "([^"]*)";')
 
 
-def sources(suite: str, *, origin: str = "Debian", targets: str | None = None) -> tuple[str, ...]:
+def sources(suite: str, *, targets: str | None = None) -> tuple[str, ...]:
     """Lines of sources.list for a suite, from the index targets of this machine's apt, if it has any.
 
     A machine that serves another suite of the same distribution has a mirror of it: its addresses are used with the
@@ -24,7 +24,7 @@ def sources(suite: str, *, origin: str = "Debian", targets: str | None = None) -
         targets = run(["apt-get", "indextargets", "--format", "|".join(f"$({field})" for field in _FIELDS)])
     rows = [row for row in (line.split("|") for line in targets.splitlines()) if len(row) == len(_FIELDS)]
     served = [
-        row for row in rows if row[0] == origin and row[3:] == ["main", "Packages"] and _pocket(row[1]) in _POCKETS
+        row for row in rows if row[0] == "Debian" and row[3:] == ["main", "Packages"] and _pocket(row[1]) in _POCKETS
     ]
     own = {row[1].partition("-")[0] for row in served}
     lines = (_line(row, suite) for row in served if row[1].partition("-")[0] == (suite if suite in own else min(own)))

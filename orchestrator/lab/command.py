@@ -47,7 +47,7 @@ def run(argv: Sequence[str], *, stdin: str | None = None, timeout_s: float = 120
     return done.stdout
 
 
-def last_lines(text: str, number: int = _LINES_SHOWN) -> str:
+def last_lines(text: str) -> str:
     """The end of an output, safe for a terminal."""
     lines = [line.rstrip() for line in ESCAPE.sub("", text).splitlines() if line.strip()]
-    return printable_lines("\n".join(lines[-number:]))
+    return printable_lines("\n".join(lines[-_LINES_SHOWN:]))

@@ -41,12 +41,9 @@ _NAMESPACES = {"newuidmap": "uidmap"}
 """What mmdebstrap needs besides, where it is not root."""
 
 
-def missing(
-    provider: str, which: Callable[[str], str | None] = shutil.which, *, root: bool | None = None
-) -> tuple[str, ...]:
+def missing(provider: str, which: Callable[[str], str | None] = shutil.which) -> tuple[str, ...]:
     """The packages that are missing, in order, each once."""
-    as_root = os.geteuid() == 0 if root is None else root
-    needs = {**PACKAGES.get(provider, {}), **({} if as_root else _NAMESPACES)}
+    needs = {**PACKAGES.get(provider, {}), **(_NAMESPACES if os.geteuid() else {})}
     return tuple(dict.fromkeys(package for need, package in needs.items() if not _present(need, which)))
 
 

@@ -64,9 +64,9 @@ def _tell(
     return tuple(_failure(one, problem) for one, problem in problems.items() if problem)
 
 
-def try_out(to: Sequence[Destination], *, send: Send = destinations.send) -> Mapping[Destination, str]:
+def try_out(to: Sequence[Destination]) -> Mapping[Destination, str]:
     """Sends a test to each destination; gives why one did not take it, "" where it did."""
-    return send([(one, trial()) for one in to])
+    return destinations.send([(one, trial()) for one in to])
 
 
 def _failure(to: Destination, problem: str) -> NotifyError:

@@ -78,9 +78,9 @@ class Systemd(NamedTuple):
         own = Path(os.path.expanduser(os.environ.get("XDG_CONFIG_HOME") or "~/.config"), "systemd/user")
         return cls(scope, own if scope == "user" else Path("/etc/systemd/system"))
 
-    def ctl(self, *words: str, timeout_s: float | None = TIMEOUT_S) -> str:
+    def ctl(self, *words: str) -> str:
         """What systemctl printed. Raises ScheduleError with its own words."""
-        done = self.run(["systemctl", *self.whose, *words], timeout_s)
+        done = self.run(["systemctl", *self.whose, *words], TIMEOUT_S)
         if done.returncode:
             said = printable(done.stderr or done.stdout)
             raise ScheduleError(f"systemctl {' '.join(words)}: {said}", hint=self._hint(said))
@@ -152,9 +152,9 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         return {"in-sync": 0, "drift": 2}.get(self.result, 1) if self.active else 1
 
 
-def calendar(text: str, run: Command = _run) -> None:
+def calendar(text: str) -> None:
     """Raises UsageError where systemd does not understand the calendar expression, or where it never comes."""
-    done = run(["systemd-analyze", "calendar", "--", text], TIMEOUT_S)
+    done = _run(["systemd-analyze", "calendar", "--", text], TIMEOUT_S)
     if done.returncode:
         said = printable(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "systemd does not say why")
         raise UsageError(f"--calendar {printable(text)}: {said}.", hint="Its grammar is in systemd.time(7).")
