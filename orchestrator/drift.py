@@ -25,6 +25,7 @@ class Baseline(msgspec.Struct, frozen=True):
     intent_digest: str = ""  # "" when the playbook was run without the orchestrator
     kvmfleet: str = ""  # the version that looked
     verdict: Verdict = "proven"  # proven or degraded
+    left: Mapping[str, str | None] = {}  # how provisions left what they did not make as it should be
 
 
 def judge(
@@ -56,7 +57,8 @@ def _judge(
     pending = bool(intent and baseline.intent_digest and intent != baseline.intent_digest)
     problem = _unseen(now)
     if items:
-        return HostDrift(host, "drifted", items=items, pending=pending, problem=problem)
+        left = tuple(one.item for one in items if baseline.left.get(one.item, one.expected) == one.seen)
+        return HostDrift(host, "drifted", items=items, left=left, pending=pending, problem=problem)
     if problem:
         return HostDrift(host, "unknown", pending=pending, problem=f"could not be looked at: {problem}")
     return HostDrift(host, "pending" if pending else "in-sync", pending=pending)

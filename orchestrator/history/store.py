@@ -106,9 +106,8 @@ class Run:
             if baseline:
                 connection.execute(baselines.delete().where(baselines.c.host == result.host))
                 connection.execute(baselines.insert().values(_baseline_row(connection, result, result_id)))
-                rows = [{"result_id": result_id, "item": d.item, "expected": d.expected} for d in result.left]
-                if rows:
-                    connection.execute(carried.insert(), rows)
+            if rows := [{"result_id": result_id, "item": d.item, "expected": d.expected} for d in result.left]:
+                connection.execute(carried.insert(), rows)
 
     def watch(self, found: HostDrift, items: Mapping[str, str] | None) -> HostDrift:
         """Add what a drift check saw of one host; gives it with the times since when it is so.
@@ -216,7 +215,8 @@ class Store:
             if row is None:
                 return None
             items = _snapshot(row)
-            changes = carried_items(connection, row["result_id"]) if row["carries"] else {}
+            carries = carried_items(connection, row["result_id"]) if row["carries"] else {}
+            changes = dict(carries)
             if row["latest"]:
                 later = _acceptances(connection, host, after=row["accepted_id"])
                 changes |= {accepted.item: accepted.seen for accepted in later}
@@ -225,7 +225,10 @@ class Store:
         if items is None:
             return None
         wanted = {item: value for item, value in (items | changes).items() if value is not None}
-        return Baseline(wanted, row["intent_digest"], row["kvmfleet"], row["verdict"])
+        left = {item: items.get(item) for item in carries}
+        if row["left_since"]:
+            left |= self._left_since(host, row["result_id"])
+        return Baseline(wanted, row["intent_digest"], row["kvmfleet"], row["verdict"], left)
 
     def lost(self) -> Path | None:
         """Where a damaged history lies that was here before this one: what is unknown here may be known there."""
@@ -242,6 +245,16 @@ class Store:
             same = sa.select(results.c.id).where(results.c.host == host, results.c.run_id == past.run_id)
             connection.execute(baselines.update().where(baselines.c.result_id.in_(same)).values(values))
         return items
+
+    def _left_since(self, host: str, baseline_id: int) -> dict[str, str | None]:
+        """What the last provision left that ended since the baseline, and after which the host was not good."""
+        query = sa.select(results.c.id, results.c.host, results.c.run_id, evidence.c.document).join(evidence)
+        query = query.where(results.c.host == host, results.c.id > baseline_id, _LEAVES).order_by(results.c.id.desc())
+        with contextlib.suppress(StoreError), database.reading(self.engine) as connection:
+            if row := connection.execute(query.limit(1)).mappings().first():
+                items = snapshot.take(_evidence(row)).items
+                return {item: items.get(item) for item in carried_items(connection, row["id"])}
+        return {}
 
     def watched(self, host: str) -> HostDrift | None:
         """What the last drift check saw of a host, without the items that a provision has healed since."""
@@ -321,6 +334,8 @@ def _baseline_row(connection: sa.Connection, result: HostResult, result_id: int)
 
 
 # What is asked for every host that answers, built once: building a query costs SQLAlchemy as much as running it.
+_LATER = results.alias()
+_LEAVES = sa.exists().where(carried.c.result_id == results.c.id)
 _BASELINE = (
     sa.select(
         baselines.c.result_id,
@@ -334,6 +349,11 @@ _BASELINE = (
         .where(acceptances.c.host == baselines.c.host, acceptances.c.id > baselines.c.accepted_id)
         .label("latest"),  # whether anything was accepted since
         sa.exists().where(carried.c.result_id == baselines.c.result_id).label("carries"),  # whether there are any
+        sa.exists()
+        .where(
+            _LATER.c.host == baselines.c.host, _LATER.c.id > baselines.c.result_id, carried.c.result_id == _LATER.c.id
+        )
+        .label("left_since"),  # whether `_left_since` has any
     )
     .join(results, results.c.id == baselines.c.result_id)
     .join(runs, runs.c.id == results.c.run_id)

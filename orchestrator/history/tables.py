@@ -179,7 +179,7 @@ baselines = sa.Table(
     sa.Index("baselines_by_snapshot", "snapshot_id"),
 )
 
-carried = sa.Table(  # items of a baseline that are expected as the one before had them, not as its evidence has them
+carried = sa.Table(  # what a provision left as it found it; of a baseline it is expected as the one before had it
     "carried",
     _tables,
     sa.Column("result_id", sa.ForeignKey("host_results.id"), primary_key=True),

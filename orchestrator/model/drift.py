@@ -32,6 +32,7 @@ class HostDrift(msgspec.Struct, frozen=True):
     since_s: float = 0.0  # when the state was first seen
     seen_s: float = 0.0
     items: tuple[Drift, ...] = ()
+    left: tuple[str, ...] = ()  # those of the items that the last provision left as they are; not kept in the history
     pending: bool = False  # also where the state is drifted
     problem: str = ""  # why it could not be told, or not wholly
     hint: str = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -45,12 +45,12 @@ def exit_code(hosts: Sequence[HostDrift], *, strict: bool = False) -> int:
     return 2 if "drifted" in states or (strict and "pending" in states) else 0
 
 
-def heal(host: str, item: Drift, inventory: Sequence[str]) -> str:
-    """The command that brings the item back, or lets it be where no role can."""
-    return by_hand(host, item) or provision([host], inventory)
+def heal(host: str, item: Drift, inventory: Sequence[str], *, left: bool) -> str:
+    """The command that brings the item back, or lets it be where no role can. `left`: the last provision did not."""
+    return by_hand(host, item, left=left) or provision([host], inventory)
 
 
-def by_hand(host: str, item: Drift) -> str | None:
+def by_hand(host: str, item: Drift, *, left: bool) -> str | None:
     """The same where `provision` does not bring the item back, else None."""
     kind, _, name = item.item.partition(":")
     strangers = sorted(set((item.seen or "").split()) - set((item.expected or "").split()))
@@ -58,7 +58,7 @@ def by_hand(host: str, item: Drift) -> str | None:
         return " && ".join(f"gpasswd -d {shlex.quote(user)} {shlex.quote(name)}" for user in strangers)
     versions = {item.expected or ABSENT, item.seen or ABSENT}
     other_version = kind == "package" and ABSENT not in versions  # no role upgrades, or goes back
-    if owner(item.item) and not other_version:
+    if owner(item.item) and not other_version and not left:
         return None
     return f"kvmfleet drift accept {shlex.quote(host)} {shlex.quote(item.item)} --reason '…'"
 
@@ -150,8 +150,8 @@ def _lines(worst_first: Sequence[HostDrift], asked: Asked, *, diff: bool, verbos
     lines.add_column(min_width=7, no_wrap=True)
     lines.add_column(overflow="fold")
     shared, left_out = _shared(worst_first, None if verbose else ITEMS)
-    for item, hosts in shared:
-        lines.add_row(_word("drifted"), _drifted(item, hosts, diff=diff))
+    for one in shared:
+        lines.add_row(_word("drifted"), _drifted(one, diff=diff))
     if left_out:
         lines.add_row("", Text(f"and {left_out} more items; -v lists them", style="dim"))
     for state, text in _problems(worst_first):
@@ -159,7 +159,7 @@ def _lines(worst_first: Sequence[HostDrift], asked: Asked, *, diff: bool, verbos
     if pending := [host.host for host in worst_first if host.pending]:
         told = "the inventory or the roles changed since the last provision"
         lines.add_row(_word("pending"), _told(pending, told, asked.provision(pending)))
-    healed = [h.host for h in worst_first if any(by_hand(h.host, item) is None for item in h.items)]
+    healed = [h.host for h in worst_first if any(by_hand(h.host, i, left=i.item in h.left) is None for i in h.items)]
     if healed:
         lines.add_row(Text("heal", style="bold"), Text(printable(asked.provision(healed, "--drifted"), 2000)))
     calm = [host.host for host in worst_first if host.state == "in-sync"]
@@ -168,27 +168,33 @@ def _lines(worst_first: Sequence[HostDrift], asked: Asked, *, diff: bool, verbos
     return lines
 
 
-_Shared = tuple[Drift, dict[str, float]]
+class _Shared(NamedTuple):
+    """One thing that drifted, and where."""
+
+    item: Drift
+    left: bool  # the last provision did not bring it back
+    hosts: dict[str, float]  # since when, in seconds since the epoch
 
 
 def _shared(hosts: Sequence[HostDrift], limit: int | None) -> tuple[list[_Shared], int]:
     """What drifted, each thing once with its hosts and since when; of a host at most `limit`, and how many are not."""
-    found: dict[tuple[str, str | None, str | None], _Shared] = {}
+    found: dict[tuple[str, str | None, str | None, bool], _Shared] = {}
     left_out = 0
     for host in hosts:
         new = 0
         for item in host.items:
-            key = (item.item, item.expected, item.seen)
+            key = (item.item, item.expected, item.seen, item.item in host.left)
             if key not in found:
                 new += 1
                 if limit is not None and new > limit:
                     left_out += 1
                     continue
-            found.setdefault(key, (item, {}))[1][host.host] = item.since_s
+            found.setdefault(key, _Shared(item, key[-1], {})).hosts[host.host] = item.since_s
     return list(found.values()), left_out
 
 
-def _drifted(item: Drift, hosts: Mapping[str, float], *, diff: bool) -> Text:
+def _drifted(one: _Shared, *, diff: bool) -> Text:
+    item, left, hosts = one
     text = Text(f"{listed(list(hosts))}: ", style="bold").append(printable(item.item), style="not bold")
     since = _when(min(hosts.values())) + (" or later" if len({_when(at_s) for at_s in hosts.values()}) > 1 else "")
     text.append(f" ({owner(item.item) or 'no role changes it'}), since {since}", style="not bold dim")
@@ -197,7 +203,10 @@ def _drifted(item: Drift, hosts: Mapping[str, float], *, diff: bool) -> Text:
             text.append(f"\n{line}", style=f"not bold {_COLOUR.get(line[:1], '')}")
     else:
         text.append(f"\n{printable(_change(item), 600)}", style="not bold")
-    if command := by_hand(next(iter(hosts)), item):
+    host = next(iter(hosts))
+    if left and by_hand(host, item, left=False) is None:
+        text.append("\nthe last provision left it as it found it: repair it on the host, or", style="not bold dim")
+    if command := by_hand(host, item, left=left):
         more = " # and so for the others" if len(hosts) > 1 else ""
         text.append(f"\n{printable(command, 600)}{more}", style="not bold dim")
     return text

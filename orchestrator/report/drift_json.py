@@ -57,7 +57,7 @@ def _host(host: HostDrift, inventory: Sequence[str]) -> HostDriftReport:
         DriftItem(
             item.item, item.expected, item.seen, item.since_s,
             owner=owner(item.item),
-            heal=heal(host.host, item, inventory),
+            heal=heal(host.host, item, inventory, left=item.item in host.left),
         )
         for item in host.items
     )  # fmt: skip

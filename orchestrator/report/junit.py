@@ -97,7 +97,7 @@ def _host(host: HostDrift, inventory: Sequence[str], *, strict: bool) -> ET.Elem
     if host.took_s is not None:
         case.set("time", f"{host.took_s:.3f}")
     lines = [printable(text) for text in (host.problem, host.hint) if text]
-    lines += [line for item in host.items for line in _drifted(host.host, item, inventory)]
+    lines += [line for item in host.items for line in _drifted(host, item, inventory)]
     waiting = "pending: the inventory or the roles changed since the last provision" if host.pending else ""
     if host.state not in TOLD:
         ET.SubElement(case, "error", message=f"{host.state}: {printable(host.problem)}").text = "\n".join(lines) or None
@@ -112,13 +112,13 @@ def _host(host: HostDrift, inventory: Sequence[str], *, strict: bool) -> ET.Elem
     return case
 
 
-def _drifted(host: str, item: Drift, inventory: Sequence[str]) -> list[str]:
+def _drifted(host: HostDrift, item: Drift, inventory: Sequence[str]) -> list[str]:
     rows = (
         ("expected", item.expected),
         ("seen", item.seen),
         ("since", moment(item.since_s)),
         ("owner", owner(item.item) or "no role"),
-        ("heal", heal(host, item, inventory)),
+        ("heal", heal(host.host, item, inventory, left=item.item in host.left)),
     )
     told = [f"  {label}: {'nothing' if text is None else printable(text)}" for label, text in rows]
     return [printable(item.item), *told]

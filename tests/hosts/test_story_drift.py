@@ -144,6 +144,8 @@ def test_only_what_drifted_is_healed_and_what_a_role_does_not_heal_stays_drift(k
     code, after = drift()
     assert code == 2
     assert {item["item"]: item["since_s"] for item in after[HOST]["items"]} == {name: since[name] for name in LEFT}
+    assert set(after[HOST]["left"]) == LEFT
+    assert all(item["heal"].startswith("kvmfleet drift accept") for item in after[HOST]["items"]), "provision did not"
 
 
 def test_what_is_repaired_by_hand_is_in_sync_again(kvmfleet, drift, on):

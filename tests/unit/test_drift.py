@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from evidence import host
 
@@ -39,6 +40,14 @@ def test_drift_names_what_was_expected_and_what_is_seen() -> None:
     found = judged({"packages": {"qemu-system-x86": "1:7.1"}})
     assert found.state == "drifted"
     assert found.items == (Drift("package:qemu-system-x86", "1:7.2+dfsg-7+deb12u13", "1:7.1"),)
+
+
+def test_what_a_provision_left_is_named_until_it_is_something_else() -> None:
+    item = "package:qemu-system-x86"
+    was = msgspec.structs.replace(baseline(), left={item: "1:7.1", "package:ovmf": None})
+    assert judged({"packages": {"qemu-system-x86": "1:7.1"}}, was).left == (item,)
+    assert judged({"packages": {"qemu-system-x86": "1:7.0"}}, was).left == ()
+    assert judged(was=was).left == ()
 
 
 def test_what_came_and_what_went_are_items() -> None:

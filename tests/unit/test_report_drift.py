@@ -160,14 +160,37 @@ def test_values_that_look_alike_are_told_apart_and_so_are_long_ones(expected, se
 
 def test_a_user_whom_nobody_asked_for_is_taken_out_by_hand():
     item = Drift("member:libvirt", "operator", "mallory operator")
-    assert report.heal("hv1", item, ()) == "gpasswd -d mallory libvirt"
-    assert report.heal("hv1", Drift("member:libvirt", "operator", ""), ()) == "kvmfleet provision --limit hv1"
+    for left in (False, True):
+        assert report.heal("hv1", item, (), left=left) == "gpasswd -d mallory libvirt"
+    missing = Drift("member:libvirt", "operator", "")
+    assert report.heal("hv1", missing, (), left=False) == "kvmfleet provision --limit hv1"
 
 
 def test_a_package_comes_back_by_the_playbook_and_its_former_version_does_not():
     removed, downgraded = (Drift("package:ovmf", "2.0", seen) for seen in ("not installed", "1.0"))
-    assert report.heal("hv1", removed, ()) == "kvmfleet provision --limit hv1"
-    assert report.heal("hv1", downgraded, ()).startswith("kvmfleet drift accept hv1 package:ovmf")
+    assert report.heal("hv1", removed, (), left=False) == "kvmfleet provision --limit hv1"
+    assert report.heal("hv1", downgraded, (), left=False).startswith("kvmfleet drift accept hv1 package:ovmf")
+
+
+def test_what_the_last_provision_left_is_for_people_and_provision_is_not_offered_again():
+    file = Drift("file:/etc/libvirt/qemu.conf", "sha256 1", "sha256 2", since_s=1.7e9)
+    hosts = [
+        HostDrift("hv1", "drifted", items=(file,), left=(file.item,)),
+        HostDrift("hv2", "drifted", items=(file,)),
+        HostDrift("hv3", "drifted", items=(Drift("kvm-node", "root:kvm 0660", "root:root 0600"),), left=("kvm-node",)),
+    ]
+    text = trimmed(show(report.report(hosts)))
+    accept = "kvmfleet drift accept hv1 file:/etc/libvirt/qemu.conf --reason"
+    told = f"the last provision left it as it found it: repair it on the host, or\n {accept}"
+    assert told in re.sub(" +", " ", text)
+    assert text.count("the last provision left it") == 1, "no role keeps the node anyway"
+    assert text.count(file.item) == 3, "hv2 has a line of its own, and no command to accept it"
+    assert re.search(r"^heal +kvmfleet provision --limit hv2$", text, re.M)
+    document = json.loads(drift_json.render(hosts, began_s=0.0, ended_s=1.0))
+    heals = {host["host"]: host["items"][0]["heal"] for host in document["hosts"]}
+    assert heals["hv1"].startswith(accept)
+    assert heals["hv2"] == "kvmfleet provision --limit hv2"
+    assert f"heal: {accept}" in junit.render_drift(hosts)
 
 
 def test_machines_read_the_same():

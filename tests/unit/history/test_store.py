@@ -6,8 +6,9 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+import msgspec
 import postgresql
 import pytest
 from histories import FOLDERS, execute
@@ -190,6 +191,31 @@ def test_a_changed_contract_has_another_digest(store: Store) -> None:
         store.begin("validate").record(result(contract=text))
     first, changed, same = (store.results(run.id)[0].contract_digest for run in store.runs())
     assert first == same != changed
+
+
+def test_what_provisions_left_is_known_also_where_the_host_was_not_good_after_the_last(store: Store) -> None:
+    name, ovmf = Drift("system:hostname", "hv1", "renamed"), Drift("package:ovmf", "2", None)
+
+    def record(found: HostResult, left: tuple[Drift, ...], *, baseline: bool = False) -> None:
+        store.begin("provision").record(msgspec.structs.replace(found, left=left), baseline=baseline)
+
+    def left() -> Mapping[str, str | None]:
+        found = store.expectation("hv1")
+        assert found
+        assert found.items["system:hostname"] == "hv1"
+        return found.left
+
+    record(result(), (), baseline=True)
+    assert left() == {}
+    record(result("hv1", BAD, hostname="renamed"), (name, ovmf))
+    assert left() == {name.item: "renamed", ovmf.item: None}
+    record(result("hv1", BAD, hostname="renamed"), (name,))
+    store.begin("validate").record(result("hv1", BAD))
+    assert left() == {name.item: "renamed"}
+    record(result(hostname="renamed"), (name,), baseline=True)
+    assert left() == {name.item: "renamed"}
+    record(result(), (), baseline=True)
+    assert left() == {}, "healed"
 
 
 def test_the_expectation_is_the_baseline_and_what_was_accepted_since(store: Store) -> None:
