@@ -76,11 +76,12 @@ def _compare(baseline: Baseline, now: Snapshot, *, version: str) -> tuple[Drift,
     """Every item that differs, in the order of their names.
 
     Left out is what cannot be told: items of sections that could not be collected, and, when another version of
-    kvmfleet looked at that time, kinds of items that it did not know.
+    kvmfleet looked at that time, kinds of items that it did not know. So is what comes and goes with guests.
     """
+    lent = snapshot.lent(baseline.items, now.items)
     kinds = {item.partition(":")[0] for item in baseline.items}
     found = []
-    for item in sorted({*baseline.items, *now.items}):
+    for item in sorted({*baseline.items, *now.items} - lent):
         kind = snapshot.kind(item)
         if kind is None or not kind.is_told(now.blind) or (kind.name not in kinds and baseline.kvmfleet != version):
             continue

@@ -20,12 +20,13 @@ from orchestrator.collector.inventory import MIGHTY
 from orchestrator.model import evidence
 from orchestrator.model.evidence import Evidence, FileState, Module, Network, Pool, Tuning
 
-__all__ = ["EDITION", "KINDS", "Snapshot", "kind", "owner", "take"]
+__all__ = ["EDITION", "KINDS", "Snapshot", "kind", "lent", "owner", "take"]
 
 GUESTS_OWN = re.compile(r"vnet\d|tap|veth")  # ports at bridges; a guest's may have any other name, too
 ON_DEMAND = ("tun", "vfio", "vfio_iommu_type1", "vhost", "vhost_net", "vhost_vsock")
 """Modules that come with the first guest that needs them, and stay away after the next boot."""
 ABSENT = "not installed"
+WITH_A_GUEST = "with a guest"  # a network card; no interface is called so
 OF_THE_BOOT = re.compile(r"(BOOT_IMAGE|initrd)=")
 
 EDITION = hashlib.sha256(
@@ -93,6 +94,20 @@ def owner(item: str) -> str:
             return role
     found = kind(item)
     return found.owner if found else ""
+
+
+def lent(then: Items, now: Items) -> set[str]:
+    """Items that say nothing of a host: which interfaces a network card has, and those of one that a guest has or had.
+
+    They go with it, and come back when the guest ends. Where the card itself is gone, its interfaces are missing.
+    """
+    cards = {item: (then.get(item), now.get(item)) for item in {*then, *now} if item.startswith("hardware:card ")}
+    names = (name for told in cards.values() if WITH_A_GUEST in told for name in _interfaces(told))
+    return {*cards, *(f"hardware:interface {name}" for name in names)}
+
+
+def _interfaces(told: Iterable[str | None]) -> list[str]:
+    return [name for value in told if value and value != WITH_A_GUEST for name in value.split()]
 
 
 BY_THEMSELVES = ("contract", "system", "identity", "kvm")
@@ -304,6 +319,7 @@ def _hardware(evidence: Evidence) -> Items:
     told |= {"memory": f"{own.memory_mib} MiB" if own.memory_mib else "", "machine": own.machine}
     told["microcode"] = _list({kind.microcode for kind in cpu.kinds if kind.microcode})
     told |= {f"interface {name}": value for name, value in own.interfaces.items()}
+    told |= {f"card {address}": " ".join(interfaces) or WITH_A_GUEST for address, interfaces in own.cards.items()}
     return {name: value for name, value in told.items() if value}
 
 

@@ -589,6 +589,7 @@ class Identity(msgspec.Struct, frozen=True):
     flags: Annotated[tuple[Short, ...], msgspec.Meta(max_length=1024)] = ()  # all that /proc/cpuinfo names
     memory_mib: Number = 0  # that the machine has; 0 where the kernel does not tell it in blocks
     interfaces: Annotated[dict[Short, Short], msgspec.Meta(max_length=256)] = {}  # with hardware -> address and driver
+    cards: Annotated[dict[Short, Names], msgspec.Meta(max_length=512)] = {}  # PCI address -> names, () with a guest
 
 
 class ContractSlot(msgspec.Struct, frozen=True):

@@ -67,3 +67,60 @@ def test_a_virtual_function_is_no_interface_of_the_host(tmp_path):
         (tmp_path / name / "address").write_text("52:54:00:00:00:01\n")
     (tmp_path / "eth0v0" / "device" / "physfn").symlink_to(tmp_path / "eth0" / "device")
     assert identity.interfaces(str(tmp_path)) == {"eth0": "52:54:00:00:00:01"}
+
+
+GUEST = """<domstatus state='running' reason='booted' pid='4711'>
+  <domain type='kvm' id='1'>
+    <name>router</name>
+    <devices>
+      <hostdev mode='subsystem' type='pci' managed='{managed}'>
+        <driver name='vfio'/>
+        <source>
+          <address domain='0x0000' bus='0x3b' slot='0x00' function='{function}'/>
+          <origstates><unbind/><reprobe/></origstates>
+        </source>
+        <address type='pci' domain='0x0000' bus='0x06' slot='0x00' function='0x0'/>
+      </hostdev>
+    </devices>
+  </domain>
+</domstatus>
+"""
+
+
+def machine(folder, *interfaces, held=()):
+    """Its /sys: interfaces as name -> PCI address, and what vfio-pci drives as PCI address -> class."""
+    devices, vfio = folder / "devices", folder / "bus" / "pci" / "drivers" / "vfio-pci"
+    vfio.mkdir(parents=True)
+    for name, address in interfaces:
+        device = devices / "pci0000:3a" / "0000:3a:00.0" / address
+        device.mkdir(parents=True, exist_ok=True)
+        (folder / "class" / "net" / name).mkdir(parents=True)
+        (folder / "class" / "net" / name / "device").symlink_to(device)
+    for address, kind in held:
+        (devices / address).mkdir(parents=True)
+        (devices / address / "class").write_text(kind + "\n")
+        (vfio / address).symlink_to(devices / address)
+    return str(folder)
+
+
+def test_a_network_card_is_told_by_its_address_with_all_its_interfaces(tmp_path):
+    sys = machine(tmp_path, ("eth0", "0000:3b:00.0"), ("eth1", "0000:3b:00.0"), ("usb0", "1-1:1.0"))
+    assert identity.cards(sys, str(tmp_path)) == {"0000:3b:00.0": ["eth0", "eth1"], "0000:3a:00.0": ["usb0"]}
+    assert identity.look(sys=sys, guests="/nowhere")["cards"] == identity.cards(sys, "/nowhere")
+
+
+def test_a_card_that_a_guest_has_is_there_without_interfaces(tmp_path):
+    card, disk = ("0000:3b:00.0", "0x020000"), ("0000:3b:00.1", "0x010802")
+    sys = machine(tmp_path / "sys", held=[card, disk])
+    guests = tmp_path / "qemu"
+    guests.mkdir()
+    (guests / "half.xml").write_text("<domstatus>")
+    assert identity.cards(sys, str(guests)) == {}, "somebody else gave it to vfio-pci"
+    (guests / "router.xml").write_text(GUEST.format(managed="no", function="0x0"))
+    assert identity.cards(sys, str(guests)) == {}, "so did whoever started this guest"
+    (guests / "router.xml").write_text(GUEST.format(managed="yes", function="lots"))
+    assert identity.cards(sys, str(guests)) == {}
+    (guests / "disk.xml").write_text(GUEST.format(managed="yes", function="0x1"))
+    assert identity.cards(sys, str(guests)) == {}, "no network card"
+    (guests / "router.xml").write_text(GUEST.format(managed="yes", function="0x0"))
+    assert identity.cards(sys, str(guests)) == {"0000:3b:00.0": []}

@@ -50,6 +50,32 @@ def test_what_a_provision_left_is_named_until_it_is_something_else() -> None:
     assert judged(was=was).left == ()
 
 
+CARD, ETH1 = "hardware:card 0000:3b:00.0", "hardware:interface eth1"
+
+
+def test_a_network_card_goes_to_a_guest_and_comes_back_without_drift() -> None:
+    at_home, away = {CARD: "eth1", ETH1: "52:54:00:00:00:07 igb"}, {CARD: snapshot.WITH_A_GUEST}
+    with_guest = {"identity": {"cards": {"0000:3b:00.0": []}}}
+    back = {"identity": {"cards": {"0000:3b:00.0": ["eth1"]}, "interfaces": {"eth1": "52:54:00:00:00:07 igb"}}}
+    assert judged(with_guest, baseline(at_home)).state == "in-sync"
+    assert judged(back, baseline(away)).state == "in-sync"
+    assert judged(with_guest, baseline(away)).state == "in-sync"
+
+
+def test_a_network_card_that_is_gone_is_drift_wherever_the_others_are() -> None:
+    other = {"identity": {"cards": {"0000:3c:00.0": []}}}
+    was = baseline({CARD: "eth1", ETH1: "52:54:00:00:00:07 igb"})
+    for now in ({}, other):
+        assert [item.item for item in judged(now, was).items] == [ETH1]
+    swapped = {"identity": {"cards": {"0000:3b:00.0": ["eth1"]}, "interfaces": {"eth1": "52:54:00:00:00:08 igb"}}}
+    assert [item.item for item in judged(swapped, was).items] == [ETH1]
+
+
+def test_a_baseline_that_knows_no_cards_yet_is_compared_by_interfaces() -> None:
+    now = {"identity": {"cards": {"0000:3b:00.0": ["eth1"]}, "interfaces": {"eth1": "52:54:00:00:00:07 igb"}}}
+    assert judged(now, baseline({ETH1: "52:54:00:00:00:07 igb"})).state == "in-sync"
+
+
 def test_what_came_and_what_went_are_items() -> None:
     found = judged(was=baseline({"listener:16514": None, "sysctl:vm.swappiness": "live 10, next boot 10"}))
     assert found.items == (
