@@ -26,7 +26,7 @@ _SEEN_AGAIN = (
     .values(run_id=sa.bindparam("run"), seen_s=sa.bindparam("now_s"), checks=watches.c.checks + 1)
 )
 _RENEWED = (
-    sa.select(baselines.c.result_id, results.c.recorded_at_s)
+    sa.select(baselines.c.result_id, results.c.recorded_at_s, results.c.run_id)
     .join(results, results.c.id == baselines.c.result_id)
     .where(baselines.c.host == sa.bindparam("host"))
 )
@@ -120,8 +120,14 @@ def _not_healed(
 
 
 def _is_later(renewed: sa.RowMapping | None, watch: sa.RowMapping) -> bool:
-    """Whether the baseline is younger than what a drift check saw."""
-    return renewed is not None and renewed["recorded_at_s"] > watch["seen_s"]
+    """Whether the baseline is younger than what a drift check saw. A run may last while others begin and end, so the
+    times tell, unless a clock was ahead."""
+    if renewed is None:
+        return False
+    recorded_s, seen_s = float(renewed["recorded_at_s"]), float(watch["seen_s"])
+    if max(recorded_s, seen_s) > time.time():
+        return bool(renewed["run_id"] > watch["run_id"])
+    return recorded_s > seen_s
 
 
 def _kinds(connection: sa.Connection, kept_id: int | None) -> set[str]:

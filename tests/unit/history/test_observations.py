@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,25 @@ def test_drift_that_comes_back_after_a_provision_has_healed_it_is_new(store: Sto
     assert (again.items[1].since_s, again.since_s) == (first.since_s, first.since_s), "never healed"
     store.begin("provision").record(result(), baseline=True)
     assert store.begin("drift").watch(seen(SWAP, GONE), {}).since_s > again.seen_s
+
+
+def test_a_clock_that_was_ahead_at_a_provision_hides_no_drift_that_was_seen_later(store: Store, url: str) -> None:
+    store.begin("provision").record(result(), baseline=True)
+    execute(url, f"UPDATE host_results SET recorded_at_s = {time.time() + 1_000_000}")
+    first = store.begin("drift").watch(seen(GONE, SWAP), {})
+    assert store.begin("drift").watch(seen(GONE, SWAP), {}).items == first.items, "since the same time"
+    watched = store.watched("hv1")
+    assert watched
+    assert watched.items == first.items, "there to be accepted"
+
+
+def test_a_clock_that_was_ahead_at_a_check_brings_back_no_drift_that_was_healed(store: Store, url: str) -> None:
+    store.begin("drift").watch(seen(SWAP, GONE), {})
+    execute(url, f"UPDATE watches SET seen_s = {time.time() + 1_000_000}")
+    store.begin("provision").record(msgspec.structs.replace(result(), left=(GONE,)), baseline=True)
+    watched = store.watched("hv1")
+    assert watched
+    assert [item.item for item in watched.items] == [GONE.item]
 
 
 def test_what_a_provision_has_healed_is_there_no_more_to_be_accepted(store: Store) -> None:
