@@ -177,7 +177,8 @@ def _parameters(evidence: Evidence) -> Items:
 def _file(state: FileState) -> str:
     if not state.exists:
         return "absent"
-    return f"sha256 {state.sha256 or 'unknown'}, {state.owner}:{state.group} {state.mode:04o}"
+    link = f"link to {state.link}, " if state.link else ""
+    return f"{link}sha256 {state.sha256 or 'unknown'}, {state.owner}:{state.group} {state.mode:04o}"
 
 
 def _units(evidence: Evidence) -> Items:

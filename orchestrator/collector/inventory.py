@@ -61,10 +61,12 @@ def states(contract: Contract) -> Dict[str, Any]:
 def state(path: str) -> Dict[str, Any]:
     try:
         info = os.stat(path)
+        link = os.readlink(path) if os.path.islink(path) else ""
     except OSError:
         return {"exists": False}
     return {
         "exists": True,
+        "link": link,
         "sha256": files.sha256(path),
         "mode": stat.S_IMODE(info.st_mode),
         "owner": user_name(info.st_uid),

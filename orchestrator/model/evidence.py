@@ -418,6 +418,7 @@ class FileState(msgspec.Struct, frozen=True):
     """A file that the contract names."""
 
     exists: bool = False
+    link: Text = ""  # where a symbolic link in its place leads; all else is told of what is there
     sha256: Short = ""
     mode: Number = 0
     owner: Short = ""

@@ -26,6 +26,7 @@ from orchestrator.collector import (
     child,
     contract,
     files,
+    inventory,
     kernel,
     kvm,
     libvirt,
@@ -315,6 +316,16 @@ def test_a_fifo_in_place_of_a_file_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     assert files.text(str(tmp_path / "fifo")) == ""
     assert files.sha256(str(tmp_path / "fifo")) == ""
+
+
+def test_a_file_that_a_link_stands_for_is_told_with_where_it_leads(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("as provisioned")
+    (tmp_path / "link").symlink_to("plain")
+    plain, link = (inventory.state(str(tmp_path / name)) for name in ("plain", "link"))
+    assert (plain["link"], link["link"]) == ("", "plain")
+    assert link["sha256"] == plain["sha256"]
+    (tmp_path / "plain").unlink()
+    assert inventory.state(str(tmp_path / "link")) == {"exists": False}
 
 
 def test_a_huge_file_is_cut(tmp_path: Path) -> None:

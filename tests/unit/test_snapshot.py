@@ -75,6 +75,10 @@ TOUCHED: dict[str, tuple[Any, str]] = {
         {"files": {"/etc/modules-load.d/kvmfleet.conf": {"mode": 0o666}}},
         "file:/etc/modules-load.d/kvmfleet.conf",
     ),
+    "file a link": (
+        {"files": {"/etc/modules-load.d/kvmfleet.conf": {"link": "/home/mallory/kvmfleet.conf"}}},
+        "file:/etc/modules-load.d/kvmfleet.conf",
+    ),
     "configured option": (
         {"kernel": {"configured_options": {"kvm_intel": {"nested": "0"}}}},
         "option:kvm_intel.nested",
