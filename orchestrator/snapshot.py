@@ -92,6 +92,8 @@ def owner(item: str) -> str:
     for prefix, role in FILE_OWNERS:
         if item.startswith("file:") and name.startswith(prefix):
             return role
+    if item.startswith("unit-file:"):
+        return DROP_IN_OWNERS.get(name.rpartition("/")[2], "")
     found = kind(item)
     return found.owner if found else ""
 
@@ -131,6 +133,7 @@ FILE_OWNERS = (
     ("/etc/nftables", "libvirt_security"),
     ("/etc/libvirt/", "libvirt"),
 )
+DROP_IN_OWNERS = {"kvmfleet-access.conf": "libvirt_security", "kvmfleet.conf": "libvirt_remote"}
 
 
 def _one(value: object) -> Items:
@@ -370,6 +373,7 @@ KINDS = (
         "qemu", "qemu", "qemu_kvm", lambda e: {"binary": e.qemu.binary or "absent", "firmware": _list(e.qemu.firmware)}
     ),
     Kind("unit", "libvirt", "libvirt", _units, also=("tuning", "guests")),
+    Kind("unit-file", "libvirt", "", lambda e: {p: f"sha256 {digest}" for p, digest in e.libvirt.unit_files.items()}),
     Kind("setting", "libvirt", "libvirt", _settings, also=("guests",)),
     Kind("member", "members", "libvirt", _members),
     Kind("network", "network", "libvirt_networks", _networks),

@@ -5,7 +5,7 @@ import os
 import re
 import time
 import xml.etree.ElementTree as ElementTree
-from typing import Any, Dict, Iterable, List, Set
+from typing import Any, Dict, Iterable, List, Set, Tuple
 
 from . import files, shell
 from .contract import Contract
@@ -28,7 +28,8 @@ UNIT_FOLDERS = (  # where systemd looks for files, systemd.unit(5), and where it
     *("/run/systemd/system.attached", "/run/systemd/generator", "/usr/local/lib/systemd/system"),
     *("/usr/lib/systemd/system", "/lib/systemd/system", "/run/systemd/generator.late", "/run/systemd/units"),
 )
-SHOWN = "Id,LoadState,ActiveState,UnitFileState,MainPID"
+SHOWN = "Id,LoadState,ActiveState,UnitFileState,MainPID,FragmentPath,DropInPaths"
+ADMINISTRATORS = ("/etc/", "/run/")  # the folders for units that no package brought, systemd.unit(5)
 OF_THE_DAEMON = "version --daemon; capabilities"
 OF_GUESTS = "domcapabilities --machine q35"  # with KVM where libvirt offers it; to ask for more is an error in its log
 SECRET = re.compile(r"passw|secret|credential", re.IGNORECASE)
@@ -44,6 +45,7 @@ def look(contract: Contract) -> Dict[str, Any]:
             for name, unit in shown.items()
             if unit["LoadState"] != "not-found" and (name in names or unit["ActiveState"] != "failed")
         },
+        "unit_files": unit_files(shown, names),
         "failed_units": failed(shown),  # for the section upkeep; it does not leave the host
         "settings": settings(contract.table("libvirt.settings")),
         "stale": stale({name: int(unit["MainPID"] or 0) for name, unit in shown.items()}),
@@ -76,6 +78,15 @@ def units(names: List[str], running: str = "/run/systemd/system") -> Dict[str, D
         raise OSError("systemctl: " + (" ".join(answer.err.split()) or "exit {}".format(answer.code)))
     blocks = [dict(re.findall(r"^(\w+)=(.*)$", block, re.MULTILINE)) for block in answer.out.split("\n\n")]
     return {block["Id"]: {key: block.get(key, "") for key in SHOWN.split(",")} for block in blocks if "Id" in block}
+
+
+def unit_files(
+    shown: Dict[str, Dict[str, str]], names: List[str], folders: Tuple[str, ...] = ADMINISTRATORS
+) -> Dict[str, str]:
+    """Whole units and drop-ins that stand in front of what packages brought -> SHA-256. A mask is no file."""
+    told = " ".join(shown[name]["FragmentPath"] + " " + shown[name]["DropInPaths"] for name in names if name in shown)
+    digests = {path: files.sha256(path) for path in sorted(set(told.split()))[:256] if path.startswith(folders)}
+    return {path: digest for path, digest in digests.items() if digest}
 
 
 def failed(shown: Dict[str, Dict[str, str]]) -> List[str]:

@@ -244,6 +244,7 @@ class Libvirt(msgspec.Struct, frozen=True):
     """The daemons, and whether one of them answers."""
 
     units: Annotated[dict[Short, Unit], msgspec.Meta(max_length=128)] = {}
+    unit_files: Annotated[dict[Text, Short], msgspec.Meta(max_length=256)] = {}  # that change them -> SHA-256
     version: Short = ""  # of the daemon that answered
     host_uuid: Short = ""  # by which it tells hosts apart when guests move
     connected: bool = False

@@ -661,6 +661,24 @@ def test_domain_types_are_those_of_the_hosts_architecture() -> None:
     assert libvirt.domain_types(xml) == ["kvm", "qemu"]
 
 
+def test_files_of_the_administrator_that_change_a_unit_are_told_and_those_of_packages_are_not(tmp_path: Path) -> None:
+    own, masked = tmp_path / "own.conf", tmp_path / "masked.service"
+    own.write_text("[Service]\nExecStartPre=/bin/true\n")
+    masked.symlink_to("/dev/null")
+    shown = {
+        "libvirtd.service": {
+            "FragmentPath": "/lib/systemd/system/libvirtd.service",
+            "DropInPaths": f"/lib/a.conf {own}",
+        },
+        "libvirtd.socket": {"FragmentPath": str(masked), "DropInPaths": ""},
+        "Nightly.service": {"FragmentPath": str(tmp_path / "Nightly.service"), "DropInPaths": ""},
+    }
+    found = libvirt.unit_files(shown, ["libvirtd.service", "libvirtd.socket"], (f"{tmp_path}/",))
+    assert found == {str(own): files.sha256(str(own))}
+    (tmp_path / "Nightly.service").touch()
+    assert libvirt.unit_files(shown, ["libvirtd.service", "libvirtd.socket"], (f"{tmp_path}/",)) == found
+
+
 def test_a_unit_is_asked_for_where_it_has_a_file_or_was_started(tmp_path: Path) -> None:
     etc, lib, started = (tmp_path / name for name in ("etc", "lib", "units"))
     for folder in (etc, lib, started):

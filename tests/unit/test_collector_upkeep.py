@@ -77,6 +77,8 @@ Id=libvirtd.service
 LoadState=loaded
 ActiveState=active
 UnitFileState=enabled
+FragmentPath=/lib/systemd/system/libvirtd.service
+DropInPaths=
 
 Id=libvirtd-tls.socket
 LoadState=loaded

@@ -89,6 +89,10 @@ TOUCHED: dict[str, tuple[Any, str]] = {
     "next boot": ({"kernel": {"next_boot": {"cmdline": "quiet"}}}, "cmdline-next-boot"),
     "socket": ({"libvirt": {"units": {"libvirtd.socket": {"active": "inactive"}}}}, "unit:libvirtd.socket"),
     "masked": ({"libvirt": {"units": {"libvirtd.service": {"enabled": "masked"}}}}, "unit:libvirtd.service"),
+    "drop-in": (
+        {"libvirt": {"unit_files": {"/etc/systemd/system/libvirtd.service.d/own.conf": "01ab"}}},
+        "unit-file:/etc/systemd/system/libvirtd.service.d/own.conf",
+    ),
     "setting": (
         {"libvirt": {"settings": {"qemu.conf": {"seccomp_sandbox": "0"}}}},
         "setting:qemu.conf seccomp_sandbox",
@@ -217,6 +221,9 @@ def test_owners_are_roles_that_there_are() -> None:
     assert snapshot.owner("file:/etc/modprobe.d/kvmfleet.conf") == "kernel_modules"
     assert snapshot.owner("file:/etc/kvmfleet/x") == "host_contract"
     assert snapshot.owner("hardware:cpu") == ""
+    drop_ins = "unit-file:/etc/systemd/system/libvirtd.socket.d/"
+    assert snapshot.owner(f"{drop_ins}kvmfleet-access.conf") == "libvirt_security"
+    assert snapshot.owner(f"{drop_ins}own.conf") == ""
     assert snapshot.owner("of another version:x") == ""
 
 
