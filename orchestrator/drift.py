@@ -76,8 +76,10 @@ def _compare(baseline: Baseline, now: Snapshot, *, version: str) -> tuple[Drift,
     """Every item that differs, in the order of their names.
 
     Left out is what cannot be told: items of sections that could not be collected, and, when another version of
-    kvmfleet looked at that time, kinds of items that it did not know. So is what comes and goes with guests.
+    kvmfleet looked at that time, kinds of items that it did not know. So is what comes and goes with guests, and what
+    was not looked at because an edited contract does not name it.
     """
+    edited = baseline.items.get("contract") != now.items.get("contract")
     lent = snapshot.lent(baseline.items, now.items)
     kinds = {item.partition(":")[0] for item in baseline.items}
     found = []
@@ -86,7 +88,8 @@ def _compare(baseline: Baseline, now: Snapshot, *, version: str) -> tuple[Drift,
         if kind is None or not kind.is_told(now.blind) or (kind.name not in kinds and baseline.kvmfleet != version):
             continue
         expected, seen = baseline.items.get(item), now.items.get(item)
-        if expected != seen:
+        unnamed = edited and kind.tells_absence and None in (expected, seen)
+        if expected != seen and not unnamed:
             found.append(Drift(item, expected, seen))
     return tuple(found)
 

@@ -45,6 +45,7 @@ class Kind(NamedTuple):
     owner: str  # "" where no role can change it: the machine itself, and what upgrades bring
     gather: Callable[[Evidence], Items]  # name -> value; the name is "" where there is only one
     also: tuple[str, ...] = ()  # sections that tell a part of it
+    tells_absence: bool = False  # by a value: what has none is not named by the contract
 
     def is_told(self, blind: Mapping[str, str]) -> bool:
         """Whether everything that tells it could be collected; without a part, its items would seem to be gone."""
@@ -355,8 +356,15 @@ KINDS = (
         "packages",
         "libvirt",
         lambda evidence: {n: v or ABSENT for n, v in evidence.packages.items()},
+        tells_absence=True,
     ),
-    Kind("file", "files", "host_contract", lambda evidence: {p: _file(state) for p, state in evidence.files.items()}),
+    Kind(
+        "file",
+        "files",
+        "host_contract",
+        lambda evidence: {p: _file(state) for p, state in evidence.files.items()},
+        tells_absence=True,
+    ),
     Kind("module", "kernel", "kernel_modules", _modules),
     Kind("option", "kernel", "kernel_modules", _options),
     Kind("parameter", "kernel", "kernel_modules", _parameters),

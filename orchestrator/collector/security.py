@@ -144,16 +144,17 @@ def firewall(backend: str) -> Dict[str, Any]:
 
 
 def nftables() -> Dict[str, Any]:
+    booted = os.path.isdir("/run/systemd/system")
+    enabled = shell.run(["systemctl", "is-enabled", "kvmfleet-firewall.service"]).out.strip() if booted else "enabled"
     # nft(8) ends with 1 where there is no such table
     answer = shell.run(["nft", "--json", "list", "table", "inet", "kvmfleet"])
     if answer.code:
-        return {"error": answer.err.strip().splitlines()[0] if answer.err.strip() else "no such table"}
+        error = answer.err.strip().splitlines()[0] if answer.err.strip() else "no such table"
+        return {"error": error, "unit": enabled}
     chains = json.loads(shell.run(["nft", "--json", "list", "chains"]).out)["nftables"]
     return dict(
         summary(json.loads(answer.out)),
-        unit=shell.run(["systemctl", "is-enabled", "kvmfleet-firewall.service"]).out.strip()
-        if os.path.isdir("/run/systemd/system")
-        else "enabled",
+        unit=enabled,
         closed_by=sorted(
             "{family} {table} {name}".format(**entry["chain"])
             for entry in chains

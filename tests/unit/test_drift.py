@@ -76,6 +76,17 @@ def test_a_baseline_that_knows_no_cards_yet_is_compared_by_interfaces() -> None:
     assert judged(now, baseline({ETH1: "52:54:00:00:00:07 igb"})).state == "in-sync"
 
 
+def test_what_an_edited_contract_names_no_more_is_not_told_as_gone() -> None:
+    path, package = "/etc/modules-load.d/kvmfleet.conf", "qemu-system-x86"
+    unnamed = {"files": {path: None, "/etc/passwd": {"exists": True}}, "packages": {package: None}}
+    named = {"files": {path: {"exists": False}}, "packages": {package: ""}}
+    text = {"contract": {"text": "{}"}}
+    assert [item.item for item in judged(unnamed | text).items] == ["contract"]
+    assert [item.item for item in judged(named | text).items] == ["contract", f"file:{path}", f"package:{package}"]
+    told = {item.item for item in judged(unnamed).items}
+    assert told == {"file:/etc/passwd", f"file:{path}", f"package:{package}"}, "there is no other reason then"
+
+
 def test_what_came_and_what_went_are_items() -> None:
     found = judged(was=baseline({"listener:16514": None, "sysctl:vm.swappiness": "live 10, next boot 10"}))
     assert found.items == (
