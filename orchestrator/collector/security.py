@@ -143,9 +143,10 @@ def firewall(backend: str) -> Dict[str, Any]:
     return found
 
 
-def nftables() -> Dict[str, Any]:
-    booted = os.path.isdir("/run/systemd/system")
-    enabled = shell.run(["systemctl", "is-enabled", "kvmfleet-firewall.service"]).out.strip() if booted else "enabled"
+def nftables(running: str = "/run/systemd/system") -> Dict[str, Any]:
+    """The unit that loads the rules is told also where they are gone."""
+    asked = ["systemctl", "is-enabled", "kvmfleet-firewall.service"]
+    enabled = shell.run(asked).out.strip() if os.path.isdir(running) else "enabled"
     # nft(8) ends with 1 where there is no such table
     answer = shell.run(["nft", "--json", "list", "table", "inet", "kvmfleet"])
     if answer.code:

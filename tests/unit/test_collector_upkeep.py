@@ -175,6 +175,18 @@ def test_of_qemu_conf_only_what_confines_leaves_the_host(tmp_path: Path) -> None
     assert security.qemu_conf(str(tmp_path)) is None
 
 
+def test_the_unit_that_loads_the_rules_is_told_also_where_they_are_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, script in {"nft": "echo no such table >&2; exit 1", "systemctl": "echo disabled; exit 1"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setattr(shell, "PATH", str(tmp_path))
+    monkeypatch.setitem(shell.ENVIRONMENT, "PATH", str(tmp_path))
+    assert security.nftables(str(tmp_path)) == {"error": "no such table", "unit": "disabled"}
+    assert security.nftables(str(tmp_path / "not booted"))["unit"] == "enabled"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: only root gives a file to somebody else")
 def test_the_owner_of_a_socket_is_told_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "libvirt-sock"
