@@ -18,7 +18,7 @@ import msgspec
 
 from orchestrator.collector.inventory import MIGHTY
 from orchestrator.model import evidence
-from orchestrator.model.evidence import Evidence, FileState, Module, Network, Pool, Tuning
+from orchestrator.model.evidence import Certificate, Evidence, FileState, Module, Network, Pool, Tuning
 
 __all__ = ["EDITION", "KINDS", "Snapshot", "kind", "lent", "owner", "take"]
 
@@ -338,6 +338,12 @@ def _system(evidence: Evidence) -> Items:
     return {name: value for name, value in told.items() if value}
 
 
+def _certificate(found: Certificate) -> str:
+    """With who can read its key, and the CA, by which others are trusted."""
+    told = f"sha256 {found.sha256}, key {found.key_owner} {found.key_mode:04o}, CA {found.ca_sha256}"
+    return told if found.sha256 else found.error
+
+
 def _contract(evidence: Evidence) -> Items:
     """A line for each thing, so that what was edited can be read; it holds no secret."""
     slot = evidence.contract
@@ -396,7 +402,7 @@ KINDS = (
         "certificate",
         "remote",
         "libvirt_remote",
-        lambda e: {p: c.sha256 or c.error for p, c in e.remote.certificates.items()},
+        lambda e: {p: _certificate(found) for p, found in e.remote.certificates.items()},
     ),
     Kind("autostart", "guests", "libvirt_guests", lambda e: _one(_list(e.guests.autostart))),
 )

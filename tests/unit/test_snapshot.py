@@ -124,6 +124,19 @@ def test_what_somebody_touches_is_one_item_of_it(what: str) -> None:
     assert [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)] == [item]
 
 
+@pytest.mark.parametrize("what", [{"sha256": "03"}, {"key_mode": 0o644}, {"key_owner": "mallory"}, {"ca_sha256": "04"}])
+def test_a_certificate_is_told_with_its_key_and_its_ca(what: dict[str, Any]) -> None:
+    path = "/etc/pki/libvirt/servercert.pem"
+    good = {"sha256": "01", "key_mode": 0o600, "key_owner": "root", "ca_sha256": "02"}
+
+    def told(certificate: dict[str, Any]) -> str:
+        return items({"remote": {"certificates": {path: certificate}}})[f"certificate:{path}"]
+
+    assert told(good) != told(good | what)
+    assert told(good) == told(good | {"error": "expired"})
+    assert told({"error": "there is none"}) == "there is none"
+
+
 def test_of_a_network_that_runs_otherwise_only_those_lines_are_told_twice() -> None:
     before = items()["network:lab definition"]
     edited = before.replace(".200", ".180")
