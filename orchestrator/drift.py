@@ -124,6 +124,8 @@ def _was_so(item: Drift, before: Snapshot | None, *, unseen: bool) -> bool:
     kind = snapshot.kind(item.item)
     if before is None or kind is None or not kind.is_told(before.blind):
         return unseen
+    if kind.tells_absence and item.item not in before.items:  # the contract of then did not name it
+        return unseen
     return before.items.get(item.item) == item.seen
 
 

@@ -178,3 +178,11 @@ def test_of_a_machine_that_was_installed_anew_nothing_is_expected() -> None:
     assert left(OLDER, OLDER | {"identity": {"machine": "now"}}, was=was) == []
     assert left(OLDER, OLDER | {"identity": {"machine": "then"}}, was=was) == [ITEM]
     assert ITEM in left(OLDER, OLDER, was=was), "a machine that lost its name is no other"
+
+
+def test_what_an_edited_contract_hid_from_the_look_before_the_play_is_left() -> None:
+    """Otherwise who takes a file out of the contract has what is written into it expected after the next provision."""
+    hidden = {"packages": {"qemu-system-x86": None}, "contract": {"text": "{}"}}
+    assert left(hidden, OLDER) == [ITEM]
+    assert left(hidden, OLDER, intent="other") == []
+    assert left({"packages": {"qemu-system-x86": ""}}, OLDER) == [], "it was not installed, and the play did that"
