@@ -262,7 +262,7 @@ def _refuse_odd_name(name: str) -> None:
     if re.fullmatch(r"\w[\w.-]{0,252}", name):
         return
     try:
-        ipaddress.ip_address(name)
+        ipaddress.ip_address(name if re.fullmatch(r"[\w.:]+(%[\w.-]+)?", name) else "")  # takes anything as a zone
     except ValueError as e:
         raise InventoryError(
             f"inventory: {printable(name)!r} cannot be the name of a host",

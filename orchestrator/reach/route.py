@@ -106,9 +106,9 @@ def _ssh(host: Host, secrets: Secrets, *, sudo: bool, become_password: str) -> S
         return arguments.get(name, ("",))[0]
 
     return SshRoute(
-        address=host.address,
+        address=_plain("address", host.address),
         port=_port(_agree("port", str(host.port or ""), first("port"))),
-        user=_agree("user", host.user, first("user")),
+        user=_plain("user", _agree("user", host.user, first("user"))),
         keys=(*filter(None, [host.private_key]), *arguments.get("identityfile", ())),
         identities_only=first("identitiesonly").lower() == "yes",
         password=_text(host.variables, "ansible_password", "ansible_ssh_pass", "ansible_ssh_password")
@@ -144,6 +144,16 @@ def _agree(what: str, variable: str, argument: str) -> str:
     if variable and argument and variable != argument:
         raise _NeedsAnsible(f"its variables and its ssh arguments name different {what}s")
     return variable or argument
+
+
+_PLAIN = re.compile(r"(\w[\w.-]*\\)?[\w.:][\w.:%@+-]*|")  # of a user, with the domain before it
+
+
+def _plain(what: str, text: str) -> str:
+    """A ProxyCommand is a line for a shell, with both in it: ssh refuses what a shell would act on."""
+    if not _PLAIN.fullmatch(text):
+        raise _NeedsAnsible(f"its {what} is an odd one")
+    return text
 
 
 def _port(text: str) -> int | None:

@@ -382,13 +382,15 @@ def test_extra_variables_that_cannot_be_read_are_named() -> None:
     assert "key=value" in error.hint
 
 
-@pytest.mark.parametrize("name", ["a b", "$(id)", "../../etc", "-rf", "x/y", "*", "a;b", "a:b", "", "a\n"])
+@pytest.mark.parametrize(
+    "name", ["a b", "$(id)", "../../etc", "-rf", "x/y", "*", "a;b", "a:b", "", "a\n", "fe80::1%$(id)", "fe80::1%\nh2"]
+)
 def test_a_name_that_is_more_than_a_name_is_refused(name: str) -> None:
     with pytest.raises(InventoryError, match="cannot be the name of a host"):
         listed({name: {}})
 
 
-@pytest.mark.parametrize("name", ["fe80::1", "10.0.0.1", "hv-1.example.org", "hv_1", "höst"])
+@pytest.mark.parametrize("name", ["fe80::1", "fe80::1%eth0.5", "10.0.0.1", "hv-1.example.org", "hv_1", "höst"])
 def test_ordinary_names_and_addresses_are_taken(name: str) -> None:
     assert listed({name: {}}).name == name
 

@@ -44,6 +44,20 @@ def test_what_the_inventory_says_is_in_the_route() -> None:
     assert way.connect_timeout_s == 3
 
 
+@pytest.mark.parametrize(
+    "name", ["$(id)", "a;id", "`id`", "a b", "-oProxyCommand=id", "a\nb", "a|id", "a'", 'a"', "a\\"]
+)
+def test_a_name_that_a_shell_would_act_on_is_left_to_ssh_which_refuses_it(name: str) -> None:
+    """A ProxyCommand of the ssh configuration is a line for a shell, with the address and the user in it."""
+    assert choose(Host(name="hv1", address=name), Secrets()) == AnsibleRoute(reason="its address is an odd one")
+    assert reason(user=name) == "its user is an odd one"
+
+
+@pytest.mark.parametrize("user", ["amy", "amy@example.org", r"EXAMPLE\amy", "amy.b-c+d", "höst"])
+def test_ordinary_users_are_asked_for_over_ssh(user: str) -> None:
+    assert ssh(user=user).user == user
+
+
 def test_a_local_host_ignores_what_concerns_ssh() -> None:
     here = Host(name="here", address="x", connection="local", ssh_args="-o Ciphers=x", variables={"ansible_ssh_x": 1})
     assert choose(here, Secrets()) == LocalRoute()
@@ -68,6 +82,7 @@ def test_a_local_host_ignores_what_concerns_ssh() -> None:
         ({"ssh_args": "-l bob", "user": "amy"}, "different users"),
         ({"ssh_args": "-p 23", "port": 22}, "different ports"),
         ({"ssh_args": "-p ssh"}, "odd port"),
+        ({"ssh_args": "-l '$(id)'"}, "its user is an odd one"),
     ],
 )
 def test_what_only_ansible_understands_goes_through_ansible_and_is_named(fields: dict[str, Any], words: str) -> None:
