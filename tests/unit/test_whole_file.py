@@ -45,6 +45,24 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "there").read_text() == "new"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize(("mode", "trusted"), [(0o1777, False), (0o755, True)])
+def test_a_link_of_somebody_else_in_a_folder_for_everybody_is_a_trap(tmp_path: Path, mode: int, trusted: bool) -> None:
+    (tmp_path / "ours").write_text("old")
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(mode)
+    (shared / "report").symlink_to("../ours")
+    whole_file.write(shared / "report", "by ourselves")
+    os.lchown(shared / "report", 65534, 65534)
+    if trusted:
+        whole_file.write(shared / "report", "new")
+    else:
+        with pytest.raises(PermissionError, match="a symbolic link of somebody else"):
+            whole_file.write(shared / "report", "new")
+    assert (tmp_path / "ours").read_text() == ("new" if trusted else "by ourselves")
+
+
 def test_a_device_is_written_to_and_not_replaced() -> None:
     whole_file.write(Path("/dev/null"), "new")
     assert Path("/dev/null").is_char_device()
