@@ -68,7 +68,7 @@ def _key(host: Host) -> str:
 @contextmanager
 def _file(folder: Path) -> Iterator[BufferedRandom]:
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        paths.private(folder)
         file = (folder / "hosts").open("a+b")
     except OSError as e:
         raise _unwritable(folder, e) from e

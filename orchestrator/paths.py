@@ -20,6 +20,17 @@ def state() -> Path:
     return Path(os.environ.get("KVMFLEET_STATE_DIR") or platformdirs.user_state_dir("kvmfleet"))
 
 
+def private(folder: Path) -> None:
+    """Makes a folder, and those above it that are missing, for their owner alone, whatever the umask is.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if not folder.is_dir():
+        private(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
+
+
 def history() -> Path:
     """The database of runs."""
     return state() / "history.sqlite3"

@@ -67,7 +67,7 @@ def init(folder: Path | None = None, *, passphrase: str = "", days: int = DAYS) 
             hint=f"Look at it with `kvmfleet pki status`. For a new one, move {folder} away first.",
         )
     try:
-        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        paths.private(folder.parent)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as place:  # 0700
             new = Path(place, folder.name)
             new.mkdir(mode=0o700)

@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
-from orchestrator import __version__, whole_file
+from orchestrator import __version__, paths, whole_file
 from orchestrator.errors import UsageError
 from orchestrator.model.contract import SCHEMA, Profile
 from orchestrator.model.run import Collected, HostConverged, HostResult
@@ -66,7 +66,7 @@ def save(results: Iterable[HostResult], folder: Path) -> None:
     Raises:
         OSError: a file cannot be written.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    paths.private(folder)
     now_s = time.time()
     for result in results:
         recording = Recording(

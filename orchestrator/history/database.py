@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from orchestrator import paths
 from orchestrator.errors import DamagedError, StoreError, UnwritableError
 from orchestrator.history import address, salvage, tables
 from orchestrator.text import printable
@@ -49,7 +50,7 @@ def connect(place: sa.URL) -> tuple[sa.Engine, StoreError | None]:
     if file is None:
         return _opened(place), None
     with _explained(place):
-        _make_folder(file)
+        paths.private(file.parent)
         with salvage.alone(file):
             lost = _set_aside(file, "the file is empty") if salvage.is_emptied(file) else None
             if salvage.is_blank(file):
@@ -231,10 +232,6 @@ def _set_aside(file: Path, why: str) -> StoreError | None:
         hint=f"Save what can be saved: sqlite3 {moved} .recover | sqlite3 saved.sqlite3; put that in its place, "
         "or make new baselines: kvmfleet provision",
     )
-
-
-def _make_folder(file: Path) -> None:
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def _make_file(file: Path) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from orchestrator import paths
 from orchestrator.errors import LabError
 from orchestrator.lab import access, apt, cgroups, debs, images, network, prerequisites, processes, seed, subnet, tree
 from orchestrator.lab.command import run
@@ -225,7 +226,7 @@ def _nspawn_version() -> int:
 
 def _require_devices(folder: Path) -> None:
     """Raises LabError when a device node made in the folder does not work, as on a file system mounted nodev."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    paths.private(folder)
     node = folder / ".node"
     node.unlink(missing_ok=True)
     try:

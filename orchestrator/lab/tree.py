@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from orchestrator import paths
 from orchestrator.errors import LabError, LockedError
 from orchestrator.lab.command import run
 
@@ -49,7 +50,7 @@ def hold(folder: Path, *, wait: bool) -> Iterator[None]:
         LockedError: Another process holds it and `wait` is false.
     """
     while True:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        paths.private(folder)
         try:
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import asyncssh
 
+from orchestrator import paths
 from orchestrator.reach.route import SshRoute, Trust
 from orchestrator.text import printable
 
@@ -65,8 +66,8 @@ class HostKeys(asyncssh.SSHClient):
     def _remember(self, host: str, key: asyncssh.SSHKey) -> bool:
         name = host if self._port == 22 else f"[{host}]:{self._port}"
         file = Path(self._files[0])
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with file.open("a") as lines:
+        paths.private(file.parent)
+        with open(file, "a", opener=lambda name, flags: os.open(name, flags, 0o600)) as lines:
             lines.write(f"{name} {key.export_public_key().decode().strip()}\n")
         return True
 

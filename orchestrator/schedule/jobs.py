@@ -342,7 +342,7 @@ def _alone(name: str) -> Iterator[FileIO]:
     """The note, held as lock.py holds hosts: the kernel drops the lock with the process, whatever ends it."""
     path = _note_path(str(paths.state()), name)
     try:
-        _make_private(path.parent)
+        paths.private(path.parent)
         file = path.open("a+b", buffering=0)  # what could not be written is not tried again, and fails, when it closes
     except OSError as e:
         raise _unwritable(path, e) from e
@@ -422,18 +422,10 @@ def _write(path: Path, text: str) -> None:
     """Units are for everybody to read, as systemd shows them to everybody; the environment is not."""
     ours = path.suffix == ".env"
     try:
-        if ours:
-            _make_private(path.parent)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        paths.private(path.parent)
         whole_file.write(path, text, mode=0o600 if ours else 0o644)
     except OSError as e:
         raise _unwritable(path, e) from e
-
-
-def _make_private(folder: Path) -> None:
-    """A folder in that of the state, which may be new as well: both are for their owner."""
-    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def _unwritable(path: Path, error: OSError) -> ScheduleError:

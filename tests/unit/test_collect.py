@@ -251,7 +251,12 @@ def test_checking_of_host_keys_can_be_switched_off_as_ansible_does(
 def test_accept_new_remembers_a_new_key_and_refuses_a_changed_one(honest: Sshd, tmp_path: Path) -> None:
     known = tmp_path / "deep" / "known_hosts"
     host = honest.host(ssh_args=f"-o UserKnownHostsFile={known} -o StrictHostKeyChecking=accept-new")
-    assert ask(host)[0].problem == ""
+    before = os.umask(0)
+    try:
+        assert ask(host)[0].problem == ""
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in (known.parent, known)] == [0o700, 0o600]  # as ssh makes them
     assert known.read_text().startswith(f"[127.0.0.1]:{honest.port} ssh-ed25519 ")
     known.write_text(f"[127.0.0.1]:{honest.port} {make_key(tmp_path / 'wrong').with_suffix('.pub').read_text()}")
     assert "has changed" in ask(host)[0].problem

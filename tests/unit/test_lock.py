@@ -127,9 +127,13 @@ def test_a_torn_note_hides_nobodys_lock(state: Path) -> None:
             pass
 
 
-def test_others_cannot_look_into_the_folder(state: Path) -> None:
-    with lock.hold(fleet(h1="10.0.0.1"), "provision"):
-        assert (state / "locks").stat().st_mode & 0o777 == 0o700
+def test_others_cannot_look_into_the_state_which_the_first_run_makes(state: Path) -> None:
+    before = os.umask(0)
+    try:
+        with lock.hold(fleet(h1="10.0.0.1"), "provision"):
+            assert [path.stat().st_mode & 0o777 for path in (state, state / "locks")] == [0o700, 0o700]
+    finally:
+        os.umask(before)
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_with_a_way_out(state: Path) -> None:
