@@ -83,6 +83,7 @@ class Ssh:
             "keepalive_interval": silence_s / (KEEPALIVES + 1),
             "keepalive_count_max": KEEPALIVES,
             "client_version": "kvmfleet",
+            "compression_algs": "none",  # asyncssh unpacks a packet whole: 256 KiB of a hostile host would be 260 MiB
             **({"tunnel": route.jump} if route.jump else {}),
             **({} if configured.config.get("Ciphers") else {"encryption_algs": CIPHERS}),
             **({"password": route.password} if route.password else {}),

@@ -448,6 +448,36 @@ def test_a_flood_on_stderr_is_not_read_either(tmp_path: Path) -> None:
     assert "more than 1 MiB" in answer.problem
 
 
+SQUEEZED = """
+import asyncio, asyncssh
+from asyncssh.packet import String
+class Open(asyncssh.SSHServer):
+    def begin_auth(self, username): return False
+async def flood(process):
+    process.channel.get_connection().send_packet(2, String(bytes(200 << 20)))  # SSH_MSG_IGNORE
+    await asyncio.sleep(5)
+async def serve():
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    server = await asyncssh.listen("127.0.0.1", 0, server_factory=Open, server_host_keys=[key], process_factory=flood,
+                                   compression_algs=["zlib@openssh.com"])
+    print(server.get_port(), flush=True)
+    await asyncio.sleep(60)
+asyncio.run(serve())
+"""
+
+
+def test_nothing_is_unpacked_for_a_host(honest: Sshd) -> None:
+    """Its 200 kB would be 200 MiB in one packet, before anybody could count them."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with subprocess.Popen([sys.executable, "-c", SQUEEZED], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout
+        (answer,) = ask(honest.host(port=int(child.stdout.readline()), host_key_checking=False))
+        child.kill()
+    grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert "No matching compression algorithm" in answer.problem
+    assert grown_kib < 32 * 1024
+
+
 def test_a_host_that_hangs_up_halfway_gave_no_evidence(tmp_path: Path) -> None:
     answer = ask_hostile(tmp_path, f'echo "{payload.BEGIN}"; echo "{{"; kill -9 $PPID')
     assert answer.evidence is None
