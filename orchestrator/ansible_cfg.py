@@ -21,6 +21,7 @@ PLAIN = {
     ("defaults", "interpreter_python", "auto_silent"),
     ("defaults", "stdout_callback", "default"),
     ("defaults", "nocows", "true"),
+    ("defaults", "inject_facts_as_vars", "false"),
     ("ssh_connection", "pipelining", "true"),
 }
 """All of our own ansible.cfg, which is for a plain `ansible-playbook` in the checkout."""

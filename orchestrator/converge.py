@@ -183,6 +183,8 @@ def _environment(folder: Path, fleet: Fleet) -> dict[str, str]:
         "ANSIBLE_LOCAL_TEMP": str(folder / "tmp"),
         "KVMFLEET_STATE_DIR": str(paths.state().absolute()),  # the role libvirt_remote finds the CA there
         "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "True",
+        # Else a host sets variables of the inventory, inventory_hostname too, with the facts that any module may bring.
+        "ANSIBLE_INJECT_FACT_VARS": "False",
         # Nobody is at the terminal that ansible-runner makes: a question would wait for ever.
         "ANSIBLE_ASK_PASS": "False",
         "ANSIBLE_BECOME_ASK_PASS": "False",

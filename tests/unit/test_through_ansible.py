@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from evidence import lasting
+from evidence import host, lasting
 from loopback import SSHD, Sshd, sshd
 
 from orchestrator import payload
@@ -184,3 +184,24 @@ def test_a_silent_host_with_the_name_of_a_file_of_the_run_is_silent(server: Sshd
     (answer,) = collect(fleet.hosts, options, boot=Boot("none"), settings=fleet.settings)
     assert answer.unreachable
     assert "refused" in answer.problem
+
+
+@pytest.mark.parametrize("name", ["silent", "../elsewhere"])
+def test_a_host_does_not_answer_in_the_name_of_another_one(server: Sshd, tmp_path: Path, name: str) -> None:
+    """What a module brings as facts counts as variables of the host unless that is switched off, also its name."""
+    said = "\n".join((payload.BEGIN, msgspec.json.encode(host()).decode(), payload.END))
+    facts = {"inventory_hostname": name, "kvmfleet_answers": str(tmp_path)}
+    module = {"rc": 0, "stdout": said, "stderr": "", "changed": False, "ansible_facts": facts}
+    evil = tmp_path / "python3"
+    evil.write_text(f"#!/bin/sh\ncat > /dev/null\ncat << 'END'\n{msgspec.json.encode(module).decode()}\nEND\n")
+    evil.chmod(0o755)
+    hosts = f"""
+evil: {{ansible_ssh_extra_args: {ONLY_ANSIBLE}, ansible_python_interpreter: {evil}}}
+silent: {{ansible_ssh_extra_args: {ONLY_ANSIBLE}, ansible_port: 1}}
+"""
+    options = AnsibleOptions(inventory=(str(write(tmp_path, server, hosts)),))
+    fleet = load(options)
+    answers = {answer.host: answer for answer in collect(fleet.hosts, options, boot=Boot("none"))}
+    assert answers["silent"].evidence is None
+    assert answers["silent"].unreachable
+    assert answers["evil"].evidence
