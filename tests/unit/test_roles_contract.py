@@ -43,6 +43,7 @@ PLAYBOOK = """
         architecture: "{{ facts.architecture | default('x86_64') }}"
         pkg_mgr: invented
         service_mgr: "{{ facts.service_mgr | default('systemd') }}"
+        nodename: "{{ facts.nodename | default(inventory_hostname) }}"
         virtualization_tech_guest: "{{ facts.tech | default([]) }}"
     - ansible.builtin.import_role: {name: kernel_modules, tasks_from: preflight}
       tags: [never] # its variables without its look at this machine
@@ -241,6 +242,18 @@ CASES: dict[str, dict[str, Any]] = {
         "libvirt_remote_key": "/nowhere/hv1.key",
     },
     "remote-openrc": {"facts": HOSTS["Alpine"], "libvirt_remote_transports": ["tls"]},
+    "named-as-another": {"facts": DEBIAN | {"nodename": "remote"}, "libvirt_remote_transports": ["tls"]},
+    "named-otherwise": {"facts": DEBIAN | {"nodename": "hv9.example.org"}, "libvirt_remote_transports": ["tls"]},
+    "longer.example.org": {
+        "facts": DEBIAN | {"nodename": "longer"},
+        "libvirt_remote_transports": ["tls"],
+        "libvirt_remote_ca_passphrase": "geheim",
+    },
+    "shorter": {
+        "facts": DEBIAN | {"nodename": "Shorter.example.org"},
+        "libvirt_remote_transports": ["tls"],
+        "libvirt_remote_ca_passphrase": "geheim",
+    },
     "no-ca": {"libvirt_remote_transports": ["tls"], "libvirt_remote_pki": "/nowhere"},
     "wrong-passphrase": {"libvirt_remote_transports": ["tls"], "libvirt_remote_ca_passphrase": "falsch"},
     "unknown-platform": {"facts": {"distribution": "Debian", "version": "11.2"}},
@@ -436,6 +449,11 @@ def test_a_host_with_tls_promises_its_certificates_and_who_may_come_in(answers: 
     assert "geheim" not in json.dumps(answers["remote"])
 
 
+@pytest.mark.parametrize(("host", "hostname"), [("longer.example.org", "longer"), ("shorter", "Shorter.example.org")])
+def test_a_host_may_have_its_name_with_its_domain_and_without(answers, host: str, hostname: str) -> None:
+    assert contract(answers, host).remote.names == (host, hostname)
+
+
 def test_where_daemons_are_modular_others_reach_the_proxy(answers: dict[str, dict[str, Any]]) -> None:
     decoded = contract(answers, "remote-modular")
     assert decoded.remote.sockets == ("virtproxyd-tls.socket",)
@@ -527,6 +545,8 @@ def test_a_container_need_not_have_the_modules_and_the_arguments(answers: dict[s
         ("half-a-certificate", ["belong together", "set all three"]),
         ("no-such-certificate", ["libvirt_remote_ca_certificate", "this host has no /nowhere/ca.pem"]),
         ("remote-openrc", ["openrc runs this host", "Take tls out"]),
+        ("named-as-another", ["calls itself remote", "libvirt_remote_names", "correct its hostname"]),
+        ("named-otherwise", ["calls itself hv9.example.org", "libvirt_remote_names"]),
         ("no-ca", ["There is no CA: /nowhere/ca.pem", "Run `kvmfleet pki init`"]),
         ("wrong-passphrase", ["wrong passphrase (libvirt_remote_ca_passphrase)"]),
         ("unknown-platform", ["Debian 11.2", "no table", "Debian_12, Debian_13", "add a table"]),
