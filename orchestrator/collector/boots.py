@@ -3,11 +3,11 @@
 A row is data; its `make` writes the files that the domain needs and says what only a guest that executes can answer.
 """
 
+import html
 import json
 import os
 import random
 import re
-import xml.sax.saxutils
 from typing import Any, Callable, Dict, NamedTuple, Tuple
 
 from . import bootimage, fatimage, files, shell
@@ -158,7 +158,7 @@ def domain(recipe: Recipe, values: Dict[str, str]) -> bytes:
     parts = {"disk": disk, "system": recipe.system, "processor": recipe.processor, "firmware": recipe.firmware}
     whole = replaced(DOMAIN, dict(parts, machine=recipe.machine, memory_mib=str(recipe.memory_mib)))
     reboot = "destroy" if recipe.ends else "restart"
-    quoted = {key: xml.sax.saxutils.escape(value, {"'": "&apos;"}) for key, value in values.items()}
+    quoted = {key: html.escape(value) for key, value in values.items()}
     return replaced(whole, dict(quoted, reboot=reboot)).encode("utf-8")
 
 

@@ -17,9 +17,9 @@ from . import boots, child, files, kvm, luggage, shell
 from .contract import Contract
 from .libvirt import URI
 from .limits import Deadline, heed_reader, undisturbed
+from .marks import PREFIX
 from .wish import Wish
 
-PREFIX = "kvmfleet-proof-"
 FOLDERS = ("/var/lib/libvirt/images", "/var/lib/libvirt")  # where AppArmor and SELinux let guests have their disks
 GONE = "gone"
 LOGS = "/var/log/libvirt/qemu"

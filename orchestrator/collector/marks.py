@@ -1,4 +1,5 @@
-"""Lines of the output that are for whoever reads it; here, so that a reader need not import all that looks."""
+"""What is known to whoever reads the output or looks for what was left; here, so that nobody imports all that looks."""
 
 BEGIN, END = "---- kvmfleet evidence ----", "---- end of kvmfleet evidence ----"
 STEP = "---- kvmfleet step: "
+PREFIX = "kvmfleet-proof-"  # of the names of guests that boot for a proof, and of their files

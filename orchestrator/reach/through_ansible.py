@@ -11,7 +11,7 @@ import msgspec
 
 from orchestrator import scratch
 from orchestrator.ansible_cfg import Settings
-from orchestrator.collector.guest import PREFIX
+from orchestrator.collector.marks import PREFIX
 from orchestrator.converge import converge
 from orchestrator.inventory import AnsibleOptions, Fleet, Host, Secrets
 from orchestrator.model.run import Collected, HostConverged
