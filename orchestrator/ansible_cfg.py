@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrator.ansible_read import program
+from orchestrator.ansible_read import command
 
 __all__ = ["Settings", "decode", "questions"]
 
@@ -112,4 +112,4 @@ def _is_plain(place: Path) -> bool:
 
 
 def _dump(kind: str, *plugins: str) -> list[str]:
-    return [program("ansible-config"), "dump", "--only-changed", "--format=json", f"--type={kind}", *plugins]
+    return [*command("ansible-config"), "dump", "--only-changed", "--format=json", f"--type={kind}", *plugins]

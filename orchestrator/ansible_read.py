@@ -14,7 +14,10 @@ from pathlib import Path
 from orchestrator.errors import InventoryError
 from orchestrator.text import printable
 
-__all__ = ["explain", "program", "running"]
+__all__ = ["command", "explain", "program", "running"]
+
+# What only reads ends soon: to look for cycles meanwhile takes a seventh of its time, a third with 5,000 hosts.
+_READ = "import gc, runpy, sys; gc.disable(); del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
 def program(name: str) -> str:
@@ -23,6 +26,11 @@ def program(name: str) -> str:
     if not program.exists():
         raise InventoryError(f"{program}: no such program", hint=f"Install Ansible for this Python: {sys.executable}")
     return str(program)
+
+
+def command(name: str) -> list[str]:
+    """The words that begin the command line of an Ansible command that reads."""
+    return [sys.executable, "-P", "-c", _READ, program(name)]
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import msgspec
 
 from orchestrator import ansible_cfg, paths
 from orchestrator.ansible_cfg import Settings
-from orchestrator.ansible_read import program, running
+from orchestrator.ansible_read import command, program, running
 from orchestrator.errors import InventoryError
 from orchestrator.text import printable
 
@@ -111,7 +111,7 @@ def reading(options: AnsibleOptions, *, timeout_s: float = TIMEOUT_S) -> Iterato
     """`load` for a caller with something to do while Ansible reads, such as imports; what it gives is to be called."""
     _refuse_what_cannot_work(options)
     asked = {
-        "inventory": [program("ansible-inventory"), "--list", *_inventory_arguments(options)],
+        "inventory": [*command("ansible-inventory"), "--list", *_inventory_arguments(options)],
         **ansible_cfg.questions(),
     }
     with running(list(asked.values()), timeout_s) as answers:

@@ -431,6 +431,13 @@ def test_ansible_reads_while_its_caller_works_and_ends_with_it() -> None:
     assert not running("sleep", "93.25")
 
 
+def test_a_file_in_the_current_folder_is_not_taken_for_a_module_of_ansible() -> None:
+    write(THREE)
+    for module in ("runpy.py", "yaml.py"):
+        write("raise SystemExit('this was run')\n", module)
+    assert set(names("hosts.ini")) == {"a", "b", "c"}
+
+
 def test_what_ansible_says_without_a_pattern_is_still_said() -> None:
     assert explain("[ERROR]: Something new happened\n") == ("Something new happened", "")
 
