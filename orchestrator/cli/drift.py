@@ -152,10 +152,11 @@ def _complete_item(context: click.Context, _parameter: click.Parameter, typed: s
 @click.option("--reason", metavar="TEXT", help="Why this is fine; kept in the history beside your name.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was accepted as JSON.")
 def accept(host: str, items: tuple[str, ...], reason: str | None, as_json: bool) -> None:
-    """From now on, this is how the host should be: what the last drift check saw, or only the ITEMs of it.
+    """Expect from now on what the last drift check saw of a host.
 
-    An ITEM is written as `kvmfleet drift` shows it; * and ? stand for anything, as in 'package:*'. The next provision
-    that ends well makes a new baseline, and all that was accepted before is in it or gone.
+    Without an ITEM that is all of it. An ITEM is written as `kvmfleet drift` shows it; * and ? stand for anything, as
+    in 'package:*'. The next provision that ends well makes a new baseline, and all that was accepted before is in it
+    or gone.
     """
     from orchestrator.text import printable, suggestion
 
@@ -252,7 +253,7 @@ def history(context: click.Context, lines: int, as_json: bool) -> None:
 @lines_option
 @json_option
 def past(host: str, lines: int, as_json: bool) -> None:
-    """Show what is known of one host: its verdicts, its drift, and what was accepted."""
+    """Show the verdicts of one host, its drift, and what was accepted."""
     from orchestrator.report import drift as drift_report
     from orchestrator.text import suggestion
 

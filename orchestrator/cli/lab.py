@@ -101,9 +101,9 @@ def lab_up(
     yes: bool,
     **given: Any,
 ) -> None:
-    """Make a lab, or bring back what is missing of it; then provision and prove its hosts.
+    """Make a lab, or what is missing of it, and prove its hosts.
 
-    Running it again starts what was stopped and rebuilds nothing.
+    They are provisioned before. Running it again starts what was stopped and rebuilds nothing.
     """
     from orchestrator.inventory import AnsibleOptions, Secrets
     from orchestrator.lab import labs
@@ -207,7 +207,7 @@ def lab_reboot(host: str) -> None:
 @click.argument("host", shell_complete=_complete_lab_host)
 @click.option("-f", "--follow", is_flag=True, help="Go on as it writes more, until Ctrl-C.")
 def lab_console(host: str, follow: bool) -> None:
-    """Show what a host of a lab has written to its console since its last start."""
+    """Show what a host has written to its console since it started."""
     from orchestrator.lab import labs
     from orchestrator.text import printable_lines
 
@@ -248,7 +248,7 @@ def lab_break(host: str | None, fault: str | None, listed: bool, as_json: bool) 
 @click.argument("host", shell_complete=_complete_lab_host)
 @click.argument("fault", required=False, shell_complete=_complete_fault_of_host)
 def lab_heal(host: str, fault: str | None) -> None:
-    """Take back a fault of a host, or without FAULT all that it was broken with."""
+    """Take back a fault of a host, or all of them without FAULT."""
     from orchestrator.lab import drills
 
     with steps() as progress:

@@ -33,7 +33,7 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "aut
 def cli() -> None:
     """Turn bare Linux machines into KVM hosts, and prove each one by executing a guest on it.
 
-    Exit codes: 0 all good; 2 a check failed; 1 could not determine; 130 interrupted.
+    Exit codes: 0 all good; 2 a check failed or a host drifted; 1 could not determine; 130 interrupted.
     """
 
 

@@ -66,9 +66,9 @@ def notify() -> None:
 @notify.command("test")
 @click.argument("file", required=False, type=PlaceType())
 def test(file: str | None) -> None:
-    """Send a test message to each apprise URL in FILE, or in the variable KVMFLEET_NOTIFY.
+    """Send a test message to each apprise URL in FILE.
 
-    Exits 1 when one was not sent.
+    Without FILE they are taken from the variable KVMFLEET_NOTIFY. Exits 1 when one was not sent.
     """
     to = destinations(file)
     if not to:

@@ -28,7 +28,7 @@ __all__ = ["pki"]
 
 @click.group()
 def pki() -> None:
-    """Make and look at the CA of the fleet, and rotate the certificates of its hosts.
+    """Make and show the CA of the fleet, and rotate certificates.
 
     Hosts use them where the role libvirt_remote is told to offer tls; they are issued by `kvmfleet provision`.
     """

@@ -147,7 +147,7 @@ def run(context: click.Context, /, name: str, **_given: Any) -> None:
 @name_argument
 @scope_option
 def run_now(name: str, scope: Scope | None) -> None:
-    """Run an installed schedule now, just as its timer would, and show what it says.
+    """Run a schedule now, as its timer would, and show what it says.
 
     Where it is running already, wait for that run. Exit codes are those of drift.
     """

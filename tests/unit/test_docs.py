@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from orchestrator.cli.main import cli
 
@@ -68,6 +69,12 @@ def test_every_command_is_documented(title: str) -> None:
 def test_every_command_and_option_says_what_it_does(command: click.Command) -> None:
     assert command.help
     assert [p.name for p in command.params if isinstance(p, click.Option) and not p.help] == []
+
+
+@pytest.mark.parametrize("path", [path for path, command in TREE if isinstance(command, click.Group)])
+def test_a_list_of_commands_cuts_no_sentence_short_in_80_columns(path: tuple[str, ...]) -> None:
+    shown = CliRunner().invoke(cli, [*path, "--help"], terminal_width=80).output.split("\nCommands:\n")[1]
+    assert [line for line in shown.splitlines() if line.endswith("...")] == []
 
 
 @pytest.mark.parametrize(("page", "line"), sorted(set(command_lines())))
