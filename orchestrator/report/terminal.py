@@ -43,13 +43,15 @@ def report(
     escaped and never read as markup.
     """
     parts: list[RenderableType] = []
-    if told := replayed(results):
-        parts.append(Text(f"{told}\n", style="bold yellow"))
+    if note := replayed(results):
+        parts.append(Text(f"{note}\n", style="bold yellow"))
     parts += [_Fitting(results), Text()]
     parts += [_findings(r) for r in results] if verbose else []
     shown = [(f, f.hosts or ("fleet",)) for f in fleet if verbose or f.status in ("fail", "warn")]
-    parts.append(_lines([*([] if verbose else _advice(results)), *shown]))
-    parts += _unchanged(results)
+    told = [*([] if verbose else _advice(results)), *shown]
+    below: list[RenderableType] = [_lines(told)] if told else []
+    below += _unchanged(results)
+    parts += [*below, Text()] if below else []
     parts.append(_closing(results))
     return Group(*parts)
 
@@ -226,7 +228,7 @@ def _closing(results: Sequence[HostResult]) -> Text:
     words = [f"{number} {verdict}" for verdict, number in counts(results).items() if number]
     waived = sum(finding.status == "waived" for result in results for finding in result.judgement.findings)
     note = f"; {counted(waived, 'finding')} waived" if waived else ""
-    return Text(f"\n{counted(len(results), 'host')}: {', '.join(words)}{note}", style="bold")
+    return Text(f"{counted(len(results), 'host')}: {', '.join(words)}{note}", style="bold")
 
 
 def _word(word: str) -> Text:

@@ -85,6 +85,14 @@ def test_the_table_says_whether_kvm_runs_on_the_processor():
     assert "debian 12" in shown
 
 
+@pytest.mark.parametrize("verbose", [False, True])
+@pytest.mark.parametrize("host", [result("hv1", "proven", PASS), result("hv1", "failed", FAIL, cause=FAIL)])
+def test_one_blank_line_parts_the_hosts_from_what_follows(host, verbose):
+    shown = "\n".join(line.rstrip() for line in show(terminal.report([host], verbose=verbose)).splitlines())
+    assert "\n\n1 host: " in shown
+    assert "\n\n\n" not in shown
+
+
 def test_a_terminal_of_80_columns_breaks_no_word_of_the_table():
     kvm = Kvm(execution=Execution("works"), speed=Speed("emulated"))
     evidence = Evidence(
