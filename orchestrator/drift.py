@@ -132,4 +132,4 @@ def _was_so(item: Drift, before: Snapshot | None, *, unseen: bool) -> bool:
 def _stranger(evidence: Evidence) -> str:
     if evidence.contract.text:
         return "it carries a contract, and the history here knows of no provision: another controller's, perhaps"
-    return "it was never provisioned"
+    return "it is not provisioned"

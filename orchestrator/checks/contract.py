@@ -38,7 +38,12 @@ def read(evidence: Evidence) -> Contract | str:
 def present(case: Case) -> Finding:
     contract = read(case.evidence)
     if contract == "absent":
-        return failed("never provisioned", expected=PATH, seen="absent", fix=PROVISION)
+        return failed(
+            "no contract: the host is not provisioned, or somebody removed it",
+            expected=PATH,
+            seen="absent",
+            fix=PROVISION,
+        )
     if isinstance(contract, str):
         return failed(f"{PATH} is not usable: {contract}", expected="a contract", seen=contract, fix=PROVISION)
     return passed(f"provisioned as {contract.platform or 'an unnamed platform'}, profile {contract.profile}")

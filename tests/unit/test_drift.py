@@ -117,7 +117,7 @@ def test_without_a_baseline_there_is_nothing_to_compare_with() -> None:
     assert strange.state == "never-provisioned"
     assert "another controller's" in strange.problem
     bare = drift.judge(Collected("hv1", "ssh", host({"contract": {"text": ""}})), None, intent="x", version=VERSION)
-    assert bare.problem == "it was never provisioned"
+    assert bare.problem == "it is not provisioned"
 
 
 def test_what_could_not_be_looked_at_is_not_in_sync_and_no_drift_either() -> None:
