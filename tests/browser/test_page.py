@@ -80,6 +80,14 @@ def test_the_page_fits_its_window_and_follows_the_scheme(
         assert file.stat().st_size > 10_000
 
 
+def test_a_narrow_window_cuts_no_sentence_above_the_matrix(visit: Visit, some: str) -> None:
+    page = visit(some, viewport={"width": 400, "height": 900})
+    frame, sentence = page.locator(".matrix").bounding_box(), page.locator(".matrix caption").bounding_box()
+    assert frame is not None
+    assert sentence is not None
+    assert sentence["width"] <= frame["width"]
+
+
 def test_the_names_of_checks_and_hosts_stay_in_view_while_the_matrix_scrolls(visit: Visit, fleet: str) -> None:
     page = visit(fleet, viewport={"width": 900, "height": 600})
     matrix = page.locator(".matrix")
