@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,11 @@ def test_it_holds_the_content_and_nothing_of_the_orchestrator(archive: Path) -> 
     content = tracked("plugins", "roles", "playbooks", "meta/runtime.yml") - {"playbooks/collect.yml"}
     own = {"MANIFEST.json", "FILES.json", "LICENSE", "CHANGELOG.md", "docs/collection.md", "docs/platforms.md"}
     assert held == content | own
+
+
+@pytest.mark.parametrize("name", ["evidence/hv1.json", "report.html", "kvmfleet.prom", "waivers.yml", "hosts.yml"])
+def test_it_does_not_take_along_what_a_user_put_into_the_checkout(name: str) -> None:
+    assert any(fnmatch(name, pattern) for pattern in GALAXY["build_ignore"])
 
 
 @pytest.fixture(scope="module")
