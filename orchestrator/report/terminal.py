@@ -126,14 +126,19 @@ class _Fitting:
         self._results = results
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        without = (frozenset(self.SPARE[:number]) for number in range(len(self.SPARE)))
-        tables = (_table(self._results, spared) for spared in without)
         unlimited = options.update(max_width=10_000)
+        whole = _table(self._results)
+        if console.measure(whole, options=unlimited).maximum <= options.max_width:
+            yield whole
+            return
+        without = (frozenset(self.SPARE[:number]) for number in range(len(self.SPARE)))
+        tables = (_table(self._results, spared, between="\n") for spared in without)
         fits = (t for t in tables if console.measure(t, options=unlimited).minimum <= options.max_width)
-        yield next(fits, None) or _table(self._results, frozenset(self.SPARE))
+        yield next(fits, None) or _table(self._results, frozenset(self.SPARE), between="\n")
 
 
-def _table(results: Sequence[HostResult], without: Set[str]) -> Table:
+def _table(results: Sequence[HostResult], without: Set[str] = frozenset(), *, between: str = " ") -> Table:
+    """The table of hosts `without` these facts; `between` parts the numbers of findings from each other."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
     for name in ("host", "verdict", *_FACTS, "checks"):
         if name not in without:
@@ -142,7 +147,7 @@ def _table(results: Sequence[HostResult], without: Set[str]) -> Table:
     for result in results:
         facts = zip(_FACTS, _facts(result), strict=True)
         kept = [Text(printable(cell, 60)) for name, cell in facts if name not in without]
-        table.add_row(Text(result.host), _word(result.judgement.verdict), *kept, _tally(result))
+        table.add_row(Text(result.host), _word(result.judgement.verdict), *kept, _tally(result, between))
     return table
 
 
@@ -171,13 +176,13 @@ def _boot(guest: Guest, before: EarlierBoot | None) -> str:
     return f"{guest.outcome}, {guest.domain_type}" if guest.domain_type else guest.outcome
 
 
-def _tally(result: HostResult) -> Text:
+def _tally(result: HostResult, between: str) -> Text:
     """How many findings passed, and how many did not, each in its colour."""
     statuses = [finding.status for finding in result.judgement.findings]
     text = Text(f"{statuses.count('pass')} pass", style=_STYLE["pass"])
     for status in ("warn", "fail", "error", "waived", "skip"):
         if number := statuses.count(status):
-            text.append(f" {number} {status}", style=_STYLE[status])
+            text.append(f"{between}{number} {status}", style=_STYLE[status])
     return text
 
 

@@ -110,6 +110,16 @@ def test_a_terminal_of_80_columns_breaks_no_word_of_the_table():
         assert word in shown, word
 
 
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_no_number_of_findings_is_parted_from_its_word(width):
+    kvm = Kvm(execution=Execution("works"), speed=Speed("emulated"))
+    evidence = Evidence(1, 0.0, 1.0, kvm=kvm, qemu=Qemu(version="10.0.13"), libvirt=Libvirt(version="11.3.0"))
+    findings = [PASS] * 47 + [HOSTILE, FAIL] + [SKIP] * 83
+    shown = show(terminal.report([result("hv1", "failed", *findings, cause=FAIL, evidence=evidence)]), width=width)
+    for tally in ("47 pass", "1 warn", "1 fail", "83 skip"):
+        assert tally in shown, tally
+
+
 def test_a_terminal_too_narrow_for_the_facts_shows_fewer_of_them_and_all_in_whole_words():
     evidence = Evidence(1, 0.0, 1.0, qemu=Qemu(version="10.0.13"), libvirt=Libvirt(version="11.3.0"))
     long = result("hv004.rack17.somewhere.example.com", "unreachable", *[PASS] * 25, evidence=evidence)
