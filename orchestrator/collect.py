@@ -124,15 +124,7 @@ def ask_each(
     on_step: OnStep | None = None,
 ) -> None:
     """`stream` for any question."""
-    fast: dict[str, SshRoute | LocalRoute] = {}
-    slow: list[Host] = []
-    for host in hosts:
-        route = choose(host, secrets)
-        if isinstance(route, AnsibleRoute):
-            log.info("%s goes through Ansible: %s", host.name, route.reason)
-            slow.append(host)
-        else:
-            fast[host.name] = route
+    fast, slow = _routes(hosts, secrets)
 
     async def everything() -> None:
         turns, sessions = Turns(options.forks or CONCURRENCY), _Sessions(question, on_step)
@@ -153,6 +145,20 @@ def ask_each(
         asyncio.run(everything())
     except BaseExceptionGroup as several:  # of listeners and of Ansible; one is enough
         raise several.exceptions[0] from None
+
+
+def _routes(hosts: Sequence[Host], secrets: Secrets) -> tuple[dict[str, SshRoute | LocalRoute], list[Host]]:
+    """The fast ways by the names of the hosts that they lead to, and the hosts that need Ansible."""
+    fast: dict[str, SshRoute | LocalRoute] = {}
+    slow: list[Host] = []
+    for host in hosts:
+        route = choose(host, secrets)
+        if isinstance(route, AnsibleRoute):
+            log.info("%s goes through Ansible: %s", host.name, route.reason)
+            slow.append(host)
+        else:
+            fast[host.name] = route
+    return fast, slow
 
 
 class _Listener:
