@@ -18,7 +18,7 @@ from orchestrator.model.run import Collected, HostResult
 from orchestrator.probe import Known
 from orchestrator.text import listed
 
-__all__ = ["History", "Past"]
+__all__ = ["Comparison", "History"]
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -120,8 +120,8 @@ class _Patience:
             raise
 
 
-class Past:
-    """What hosts are compared with, and the record of the comparison."""
+class Comparison:
+    """Compares hosts with their baselines, and keeps the record of that as far as it can be written."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -133,8 +133,8 @@ class Past:
         except StoreError as e:
             self._notes[e.message] = _unkept(e)
 
-    def compare(self, collected: Collected, wanted: str) -> HostDrift:
-        """`wanted` is the digest of what the inventory wants of the host now."""
+    def of(self, collected: Collected, wanted: str) -> HostDrift:
+        """How one host compares. `wanted` is the digest of what the inventory wants of the host now."""
         host, now = collected.host, snapshot.take(collected.evidence) if collected.evidence else None
         try:
             baseline = self._reads.ask(self._store.expectation, host)

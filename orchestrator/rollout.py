@@ -18,7 +18,7 @@ from orchestrator.judge import judge_fleet
 from orchestrator.model.drift import HostDrift
 from orchestrator.model.finding import FleetFinding
 from orchestrator.model.run import Boot, Collected, Depth, HostConverged, HostResult, Step
-from orchestrator.past import History, Past
+from orchestrator.past import Comparison, History
 from orchestrator.probe import Known, Look, Which
 from orchestrator.recording import Recording
 from orchestrator.result import STANDARDS, Standards, judged, profile_of, unheard, with_left
@@ -237,11 +237,11 @@ def watch(
     """
     tell, intents = on_event or _nothing, intent.digests(fleet)
     with edges.store() as store:
-        past = Past(store)
+        comparison = Comparison(store)
         found: dict[str, HostDrift] = {}
 
         def heard(collected: Collected) -> None:
-            found[collected.host] = past.compare(collected, intents[collected.host])
+            found[collected.host] = comparison.of(collected, intents[collected.host])
             tell(collected)
 
         edges.stream(
@@ -257,7 +257,7 @@ def watch(
         for host in fleet.hosts:
             if host.name not in found:
                 heard(unheard(host.name))
-        return Watch(tuple(found[host.name] for host in fleet.hosts), past.end())
+        return Watch(tuple(found[host.name] for host in fleet.hosts), comparison.end())
 
 
 def replay(recordings: Sequence[Recording], standards: Standards = STANDARDS) -> Run:
