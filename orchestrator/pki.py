@@ -51,6 +51,7 @@ class Authority(msgspec.Struct, frozen=True):
     issued: tuple[Issued, ...] = ()
 
     def days_left(self, now_s: float) -> int:
+        """Whole days from `now_s`, in seconds since the epoch, to its end; negative after that."""
         return int((self.not_after_s - now_s) // 86400)
 
 

@@ -72,6 +72,7 @@ class Tally:
         self._finished = False
 
     def count(self, event: Mapping[str, Any], options: AnsibleOptions) -> Iterator[Progress]:
+        """What an event means to whoever draws the run: mostly one step, or nothing."""
         name, data = event.get("event", ""), event.get("event_data") or {}
         text = event.get("stdout") or ""
         if name == "playbook_on_task_start":

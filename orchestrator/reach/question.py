@@ -74,6 +74,7 @@ class Question(msgspec.Struct, frozen=True):
 
     @property
     def size(self) -> int:
+        """In bytes, of all that the host is sent."""
         return len(self.spoken) + (self.luggage.stat().st_size if self.luggage else 0)
 
 

@@ -31,12 +31,14 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def where(self) -> str:
+        """For messages: whom, and through what."""
         way = self.jump or ("its ProxyCommand" if self.proxied else "")
         through = f" (through {printable(way)})" if way else ""
         return f"{printable(self.address)} port {self.port}{through}"
 
     @property
     def by_hand(self) -> str:
+        """The command with which a person tries the same."""
         jump = ["-J", self.jump] if self.jump else []
         return shlex.join(["ssh", *jump, "-p", str(self.port), f"{self.user}@{self.address}", "true"])
 

@@ -75,6 +75,7 @@ class Systemd(NamedTuple):
 
     @classmethod
     def of(cls, scope: Scope) -> Systemd:
+        """That of the scope, with the folder that an administrator's or a user's own units go to."""
         own = Path(os.path.expanduser(os.environ.get("XDG_CONFIG_HOME") or "~/.config"), "systemd/user")
         return cls(scope, own if scope == "user" else Path("/etc/systemd/system"))
 
@@ -97,6 +98,7 @@ class Systemd(NamedTuple):
 
     @property
     def whose(self) -> tuple[str, ...]:
+        """The argument by which systemctl knows it."""
         return ("--user",) if self.scope == "user" else ()
 
     def _hint(self, said: str) -> str:
