@@ -191,9 +191,8 @@ def _bring_up_to_date(engine: sa.Engine) -> None:
     with engine.connect() as connection:
         if tables.is_up_to_date(connection):
             return
-    with engine.execution_options(
-        kvmfleet_writes=True
-    ).begin() as connection:  # again, as two runs may have come so far
+    with engine.execution_options(kvmfleet_writes=True).begin() as connection:
+        # which looks again, as two runs may have come so far
         tables.bring_up_to_date(connection, address.name(engine.url))
 
 

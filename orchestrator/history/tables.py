@@ -170,9 +170,8 @@ baselines = sa.Table(
     _tables,
     sa.Column("host", Text, primary_key=True),
     sa.Column("result_id", sa.ForeignKey("host_results.id"), nullable=False),
-    sa.Column(
-        "snapshot_id", sa.ForeignKey("snapshots.id")
-    ),  # of the evidence of this result, so that it need not be read
+    # of the evidence of this result, so that it need not be read
+    sa.Column("snapshot_id", sa.ForeignKey("snapshots.id")),
     sa.Column("taken_by", Text, nullable=False, default="", server_default=""),  # the snapshot.EDITION that took it
     sa.Column("accepted_id", sa.Integer, nullable=False, default=0, server_default="0"),  # later ones count on top
     sa.Index("baselines_by_result", "result_id"),

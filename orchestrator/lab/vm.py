@@ -335,9 +335,8 @@ def _write_seed(lab: Lab, host: LabHost, key: Path, target: Path) -> None:
         "10-nat": _NAT.format(mac=_mac(lab, host, 0)),
         "20-lan": _LAN.format(mac=_mac(lab, host, 1), address=_lan_address(lab, host)),
     }
-    to_archive = re.sub(
-        r"//(127\.0\.0\.1|localhost)\b", f"//{_OUTSIDE}", apt.options()
-    )  # a proxy of this machine's own
+    # a proxy of this machine's own
+    to_archive = re.sub(r"//(127\.0\.0\.1|localhost)\b", f"//{_OUTSIDE}", apt.options())
     planted = seed.files(lab, host, key, networks=networks, resolver=_RESOLVER, apt=to_archive)
     packages = ((f"{debs.ARCHIVES}/{file.name}", file) for file in sorted(images.debs(host.image).glob("*.deb")))
     seed.archive(planted, packages, target)
