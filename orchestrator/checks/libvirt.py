@@ -9,6 +9,7 @@ from orchestrator.checks.contract import PROVISION
 from orchestrator.checks.registry import Case, check, differences, failed, not_applicable, passed, undecided, warned
 from orchestrator.model.evidence import Unit
 from orchestrator.model.finding import Finding
+from orchestrator.text import counted
 
 FAMILIES = {"monolithic": "libvirtd", "modular": "virtqemud"}
 SLOW_MS = 10_000
@@ -194,15 +195,11 @@ def journal(case: Case) -> Finding:
     errors = [line for line in found.journal if not any(re.search(pattern, line) for pattern in HARMLESS)]
     if not errors:
         return passed(f"no errors of {', '.join(found.daemons)} since the start")
-    summary = f"{_count(len(errors))} since the start of {', '.join(found.daemons)}, the last: {errors[-1]}"
+    summary = f"{counted(len(errors), 'error')} since the start of {', '.join(found.daemons)}, the last: {errors[-1]}"
     if case.profile == "lab":
         return passed(summary)
     fix = f"Read `journalctl -b -p err{''.join(f' -u {quote(name)}' for name in found.daemons)}`."
     return warned(summary, expected="no errors", seen=str(len(errors)), fix=fix)
-
-
-def _count(errors: int) -> str:
-    return "1 error" if errors == 1 else f"{errors} errors"
 
 
 @check(
