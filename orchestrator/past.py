@@ -39,6 +39,7 @@ class History:
         self._store: Store | None = None
         self._problem: StoreError | None = None
         self._notes: tuple[StoreError, ...] = ()
+        self._reads = _Patience()
         try:
             self._store = store()
             self._notes = self._store.notes
@@ -68,7 +69,7 @@ class History:
     def booted(self, host: str) -> PastResult | None:
         """The last result with a guest that booted on the host, as far as it can be told."""
         try:
-            return self._store.booted(host) if self._store else None
+            return self._reads.ask(self._store.booted, host) if self._store else None
         except StoreError:
             return None
 

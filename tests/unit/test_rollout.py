@@ -16,6 +16,7 @@ from orchestrator import past as rollout_past
 from orchestrator.checks.catalogue import explain
 from orchestrator.drift import Baseline
 from orchestrator.errors import ConvergeError, LockedError, StoreError
+from orchestrator.history.store import PastResult
 from orchestrator.history.store import Run as Record
 from orchestrator.history.store import Store
 from orchestrator.inventory import AnsibleOptions, Fleet, Host, Secrets
@@ -565,6 +566,24 @@ def test_without_a_history_every_host_is_converged(hosts: Fleet) -> None:
     assert [note.message for note in run.notes] == ["history: no space left, so nothing of this run is kept."]
     with pytest.raises(StoreError):
         rollout.provision(hosts, OPTIONS, which="drifted", edges=edges)
+
+
+def test_when_guests_booted_is_not_asked_for_each_host_of_a_history_that_does_not_answer(
+    hosts: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollout_past, "PATIENCE_S", 1e-9)
+    asked: list[str] = []
+
+    class Gone(Store):
+        def booted(self, host: str) -> PastResult | None:
+            asked.append(host)
+            raise StoreError("history: the server is gone", hint="Start it.")
+
+    calls: list[Any] = []
+    edges = world(answers=told(hosts), calls=calls)._replace(store=Gone)
+    assert verdicts(rollout.provision(hosts, OPTIONS, edges=edges)) == {"h1": "proven", "h2": "proven"}
+    assert done(calls) == ["proof", "firmware"], "as nobody knows when a guest booted, one does now"
+    assert len(asked) == 1
 
 
 def test_only_what_drifted_is_healed_and_the_others_are_named(hosts: Fleet) -> None:
