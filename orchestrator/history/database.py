@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import sqlite3
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,7 +106,8 @@ def compact(engine: sa.Engine) -> None:
     """Gives back the space of what was deleted. Raises StoreError, and then all is as it was."""
     sqlite = engine.dialect.name == "sqlite"
     level: dict[str, Any] = {} if sqlite else {"isolation_level": "AUTOCOMMIT"}
-    with _rescued(engine), engine.connect().execution_options(kvmfleet_plain=True, **level) as connection:
+    how = {"kvmfleet_plain": True, "kvmfleet_patient": True, **level}
+    with _rescued(engine), engine.connect().execution_options(**how) as connection:
         if sqlite:
             _compact_sqlite(connection)
         else:
@@ -191,7 +193,7 @@ def _bring_up_to_date(engine: sa.Engine) -> None:
     with engine.connect() as connection:
         if tables.is_up_to_date(connection):
             return
-    with engine.execution_options(kvmfleet_writes=True).begin() as connection:
+    with engine.execution_options(kvmfleet_writes=True, kvmfleet_patient=True).begin() as connection:
         # which looks again, as two runs may have come so far
         tables.bring_up_to_date(connection, address.name(engine.url))
 
@@ -269,6 +271,11 @@ def _set_up_postgresql(engine: sa.Engine) -> None:
 
     A crash of the server's machine may take the last half second with it, as with SQLite's NORMAL; never half a host.
     """
+    from orchestrator.history import silence
+
+    @sa.event.listens_for(engine, "do_connect")
+    def _(_dialect: Any, _record: Any, given: Sequence[Any], named: Mapping[str, Any]) -> silence.Connection:
+        return silence.Connection.connect(*given, **named)
 
     @sa.event.listens_for(engine, "connect")
     def _(connection: Any, _record: Any) -> None:
@@ -279,6 +286,9 @@ def _set_up_postgresql(engine: sa.Engine) -> None:
 
     @sa.event.listens_for(engine, "begin")
     def _(connection: sa.Connection) -> None:
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, silence.Connection)
+        driver.limit_s = math.inf if connection.get_execution_options().get("kvmfleet_patient") else silence.LIMIT_S
         if _writes(connection):
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITERS})")
         elif not _plain(connection):

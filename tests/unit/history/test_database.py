@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sqlite3
 import stat
 import subprocess
@@ -11,15 +12,17 @@ import sys
 import textwrap
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import postgresql
 import pytest
+import sqlalchemy as sa
 from histories import FOLDERS, execute
 from learned import GOOD, SWAP, result
 
 from orchestrator.errors import StoreError, UnwritableError
-from orchestrator.history import address, database, tables
+from orchestrator.history import address, database, silence, tables
 from orchestrator.history.store import Store
 
 
@@ -175,6 +178,37 @@ def test_a_server_that_does_not_let_us_in_is_told_with_what_it_wants(server: str
     with pytest.raises(StoreError, match='role "nobody" does not exist') as caught:
         Store(server.replace("//tester@", "//nobody@"))
     assert "pg_hba.conf" in caught.value.hint
+
+
+@pytest.fixture
+def stop(server: str) -> Iterator[Callable[[sa.Connection], None]]:
+    """Stops the process of the server that serves a connection, until the test ends."""
+    pids: list[int] = []
+
+    def stop(connection: sa.Connection) -> None:
+        pids.append(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
+        os.kill(pids[-1], signal.SIGSTOP)
+
+    yield stop
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_a_server_that_says_nothing_any_more_is_given_up(
+    server: str, stop: Callable[[sa.Connection], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(store: Store) -> None:
+        with database.reading(store.engine) as connection:
+            stop(connection)
+            connection.exec_driver_sql("SELECT 1")
+
+    with Store(postgresql.new_database(server)) as store:
+        monkeypatch.setattr(silence, "LIMIT_S", 1.0)
+        with pytest.raises(StoreError, match="has not answered for 1 s"):
+            ask(store)
+        monkeypatch.undo()
+        store.begin("drift").finish("finished")
+        assert [run.state for run in store.runs()] == ["finished"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

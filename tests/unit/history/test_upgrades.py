@@ -9,13 +9,14 @@ import zlib
 from pathlib import Path
 
 import msgspec
+import postgresql
 import pytest
 import sqlalchemy as sa
 from histories import execute, unindexed
 from learned import SWAP, result, seen
 
 from orchestrator.errors import StoreError
-from orchestrator.history import database, tables
+from orchestrator.history import database, silence, tables
 from orchestrator.history.store import Store
 from orchestrator.model.drift import HostDrift
 from orchestrator.notify.notices import Notices
@@ -164,6 +165,21 @@ def test_two_runs_upgrade_at_once(url: str) -> None:
     ]
     assert [child.communicate()[1].decode() for child in ready] == [""] * 4
     assert execute(url, "SELECT version FROM schema_version") == [(tables.SCHEMA,)]
+
+
+def test_an_upgrade_may_take_long(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = postgresql.new_database(server)
+    make_old(url, FIRST)
+    last = tables.UPGRADES[-1]
+
+    def slow(connection: sa.Connection) -> None:
+        last(connection)
+        connection.exec_driver_sql("SELECT pg_sleep(2)")
+
+    monkeypatch.setattr(silence, "LIMIT_S", 1.0)
+    monkeypatch.setattr(tables, "UPGRADES", (*tables.UPGRADES[:-1], slow))
+    with Store(url) as store:
+        assert store.last("hv1")
 
 
 def test_a_file_of_an_older_kvmfleet_is_written_anew_once(file: Path) -> None:
