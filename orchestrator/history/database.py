@@ -6,6 +6,7 @@ import functools
 import logging
 import math
 import os
+import shlex
 import sqlite3
 import time
 import urllib.parse
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 WAIT_S = 15.0  # for another run that is writing; each of its transactions takes milliseconds
 LOOK_S = 0.1  # so often SQLite's waiting writers look whether it is their turn; nobody queues
+ANEW_BYTES = 100 << 20  # of an older file that is written anew: whoever writes meanwhile waits, but for no more
 INCREMENTAL, STEP_PAGES = 2, 5000  # SQLite's word for giving back space in steps, of 20 MB here
 WRITERS = 0x6B766D666C656574  # "kvmfleet": the advisory lock that writers hold on PostgreSQL
 
@@ -109,16 +111,25 @@ def compact(engine: sa.Engine) -> None:
     how = {"kvmfleet_plain": True, "kvmfleet_patient": True, **level}
     with _rescued(engine), engine.connect().execution_options(**how) as connection:
         if sqlite:
-            _compact_sqlite(connection)
+            _compact_sqlite(connection, address.name(engine.url))
         else:
             connection.exec_driver_sql(f"VACUUM (ANALYZE) {', '.join(tables.all_tables)}")
 
 
-def _compact_sqlite(connection: sa.Connection) -> None:
+_ANEW = (
+    "history %s: an older kvmfleet made it, so it stays as large as it is, and new runs fill what was forgotten. To"
+    " have it smaller, let it be written anew when no run writes, with twice its size free: %s"
+)
+
+
+def _compact_sqlite(connection: sa.Connection, name: str) -> None:
     """In steps, so that others write meanwhile; but one of an older kvmfleet is written anew, which takes one step."""
     file = connection.connection.driver_connection
     assert isinstance(file, sqlite3.Connection)
     if connection.exec_driver_sql("PRAGMA auto_vacuum").scalar() != INCREMENTAL:
+        if (connection.exec_driver_sql(_SIZES["sqlite"]).scalar() or 0) > ANEW_BYTES:
+            log.warning(_ANEW, name, f"sqlite3 {shlex.quote(name)} 'PRAGMA auto_vacuum = {INCREMENTAL}; VACUUM'")
+            return
         connection.exec_driver_sql("VACUUM")
     while connection.exec_driver_sql("PRAGMA freelist_count").scalar():
         file.executescript(f"PRAGMA incremental_vacuum({STEP_PAGES})")  # `execute` would give back one page

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import subprocess
 import sys
 import time
@@ -191,3 +193,22 @@ def test_a_file_of_an_older_kvmfleet_is_written_anew_once(file: Path) -> None:
         store.compact()
         assert store.last("hv1")
     assert execute(url, "PRAGMA auto_vacuum") == [(database.INCREMENTAL,)]
+
+
+def test_a_large_file_of_an_older_kvmfleet_is_written_anew_by_hand(
+    file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file.parent.mkdir(mode=0o700)
+    url = f"sqlite:///{file}"
+    make_old(url, FIRST)
+    execute(url, "CREATE TABLE much (much)", "INSERT INTO much VALUES (zeroblob(100000))", "DROP TABLE much")
+    monkeypatch.setattr(database, "ANEW_BYTES", 0)
+    with Store(url) as store:
+        store.compact()
+        (told,) = caplog.messages
+        assert f"history {file}: an older kvmfleet made it" in told
+        assert execute(url, "PRAGMA auto_vacuum") == [(0,)]
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.executescript(told.rpartition(f"sqlite3 {file} ")[2].strip("'"))
+    assert execute(url, "PRAGMA auto_vacuum") == [(database.INCREMENTAL,)]
+    assert execute(url, "PRAGMA freelist_count") == [(0,)]
