@@ -23,6 +23,7 @@ ASSET = apprise.AppriseAsset(
     app_desc="kvmfleet",
     interpret_escapes=False,  # what hosts say is never an escape or a picture
     interpret_emojis=False,
+    http_redirects=False,  # with GET a message arrives nowhere, and whoever answers says that all is well
     service_timeout=0,  # whoever started this program ends it
 )
 CODE = re.compile(r"\berror=(\d{3})\b")  # how apprise's services say what they were answered

@@ -80,6 +80,13 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.answer == 200:
             self.server.taken.append(json.loads(body))
         self.send_response(self.server.answer)
+        if self.server.answer == 301:
+            self.send_header("Location", "/elsewhere")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        """What a redirection makes of a message: nothing that it said is left."""
+        self.send_response(200)
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
@@ -309,7 +316,13 @@ def test_a_history_that_cannot_be_written_is_a_problem_and_no_exception(post: Po
 
 
 @pytest.mark.parametrize(
-    ("answer", "reason"), [(500, "the service answered 500"), (None, "not done after 3 s"), (0, "no connection")]
+    ("answer", "reason"),
+    [
+        (500, "the service answered 500"),
+        (301, "the service answered 301"),
+        (None, "not done after 3 s"),
+        (0, "no connection"),
+    ],
 )
 def test_a_receiver_in_trouble_is_named_without_its_secrets_and_gets_the_message_afterwards(
     receiver: Receiver, answer: int | None, reason: str
