@@ -170,7 +170,7 @@ def install(schedule: Schedule, variables: Mapping[str, str], systemd: Systemd) 
     Raises:
         ScheduleError: it cannot be written, or systemd refuses it.
     """
-    active = systemd.show(f"{schedule.unit}.timer").get("ActiveState") == "active"
+    off = _off(systemd.show(f"{schedule.unit}.timer"))
     before = next((one for one in installed(systemd) if one.name == schedule.name), None)
     files = {
         Path(schedule.environment): units.environment_file(variables),
@@ -178,13 +178,13 @@ def install(schedule: Schedule, variables: Mapping[str, str], systemd: Systemd) 
         systemd.folder / f"{schedule.unit}.timer": units.timer(schedule),
     }
     changed = [path for path, text in files.items() if _text(path) != text]
-    if before is None and (taken := next((path for path in list(files)[1:] if path.exists()), None)):
+    if before is None and (taken := next((path for path in list(files)[1:] if not _is_ours(path)), None)):
         raise ScheduleError(
             f"{taken}: was not written by kvmfleet", hint="Move it away, or choose another --name for the schedule."
         )
     for path in changed:
         _write(path, files[path])
-    if changed or not active:
+    if changed or off:
         systemd.ctl("daemon-reload")
         systemd.ctl("enable", f"{schedule.unit}.timer")
         systemd.ctl("restart", f"{schedule.unit}.timer")
@@ -193,7 +193,20 @@ def install(schedule: Schedule, variables: Mapping[str, str], systemd: Systemd) 
     told = [*_differences(before, schedule)]
     told += [f"environment: {schedule.environment}"] if Path(schedule.environment) in changed else []
     told += ["units: as this version of kvmfleet writes them"] if changed and not told else []
-    return (*told, *(["its timer was off, and is on"] if not active else []))
+    return (*told, *(["its timer was off, and is on"] if off else []))
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether it may be written: nobody else's file is there."""
+    text = _text(path)
+    return not path.exists() if text is None else text.startswith(units.HEAD)
+
+
+def _off(timer: Mapping[str, str]) -> str:
+    """Why a timer does not come, or not after the next boot; "" for one that does."""
+    if timer.get("ActiveState") != "active":
+        return f"its timer is {timer.get('ActiveState') or 'not there'}"
+    return "its timer is disabled" if timer.get("UnitFileState") == "disabled" else ""
 
 
 def _differences(before: Schedule, after: Schedule) -> Iterator[str]:
@@ -250,15 +263,20 @@ def remove(schedule: Schedule, systemd: Systemd) -> tuple[str, ...]:
 
 def start(schedule: Schedule, systemd: Systemd) -> int:
     """Runs it now, as its timer would, or waits for the run that goes on; gives the exit status of that run."""
-    unit = f"{schedule.unit}.service"
+    unit, asked_s = f"{schedule.unit}.service", time.time()
     done = systemd.run(["systemctl", *systemd.whose, "start", unit], None)
+    last = _read(_note_path(schedule.state, schedule.name)).last
+    if last and last.ended_s >= asked_s:  # systemd may have begun the next one already, and speak of that
+        return last.exit_status
     shown = systemd.show(unit)
     ended = shown.get("ExecMainStatus", "")
     ran = done.returncode == 0 or shown.get("Result") == "exit-code"
     if ran and ended in ("0", "1", "2", "130"):
         return int(ended)
     said = printable(done.stderr)
-    raise ScheduleError(f"{unit}: {_failure(shown)}. {said}", hint=f"Look: {' '.join(systemd.journal(schedule))}")
+    raise ScheduleError(
+        f"{unit}: {_failure(shown, schedule)}. {said}", hint=f"Look: {' '.join(systemd.journal(schedule))}"
+    )
 
 
 def said(schedule: Schedule, systemd: Systemd, since_s: float) -> str:
@@ -272,10 +290,9 @@ def status(schedule: Schedule, systemd: Systemd) -> Status:
     service, timer = systemd.show(f"{schedule.unit}.service"), systemd.show(f"{schedule.unit}.timer")
     note = _read(_note_path(schedule.state, schedule.name))
     running = note.running if note.running and _alive(note.running) else None
-    active = timer.get("ActiveState") == "active"
-    problem = _problem(note, running, service)
-    if not active:
-        problem = problem or f"its timer is {timer.get('ActiveState') or 'not there'}"
+    off = _off(timer)
+    active = not off
+    problem = _problem(schedule, note, running, service) or off
     return Status(
         name=schedule.name,
         scope=schedule.scope,
@@ -292,20 +309,29 @@ def status(schedule: Schedule, systemd: Systemd) -> Status:
     )
 
 
-def _problem(note: _Note, running: Running | None, service: Mapping[str, str]) -> str:
+def _problem(schedule: Schedule, note: _Note, running: Running | None, service: Mapping[str, str]) -> str:
     """What systemd knows of a run that left no word of its end."""
     if note.running and not running:
-        why = _failure(service) if service.get("Result") not in ("", "success", None) else "killed, or the machine went"
+        why = (
+            _failure(service, schedule)
+            if service.get("Result") not in ("", "success", None)
+            else "killed, or the machine went"
+        )
         return f"the run of {moment(note.running.began_s)} left no result: {why}"
     told = str(note.last.exit_status) if note.last else ""
     mute = service.get("Result") != "exit-code" or service.get("ExecMainStatus") != told
     since_s = _seconds(service.get("StateChangeTimestamp", "")) or 0.0
     if service.get("ActiveState") == "failed" and mute and (note.last is None or since_s >= int(note.last.ended_s)):
-        return f"systemd could not run it: {_failure(service)}"
+        return f"systemd could not run it: {_failure(service, schedule)}"
     return ""
 
 
-def _failure(service: Mapping[str, str]) -> str:
+def _failure(service: Mapping[str, str], schedule: Schedule) -> str:
+    match service.get("Result"), service.get("ExecMainStatus"):  # systemd.exec(5), "Process Exit Codes"
+        case "exit-code", "200":
+            return f"the folder {printable(schedule.folder)} cannot be entered"
+        case "exit-code", "203":
+            return f"{printable(schedule.python)} cannot be executed"
     return printable(f"{service.get('Result', '')} {service.get('ExecMainStatus', '')}".strip())
 
 

@@ -16,14 +16,28 @@ import msgspec
 from orchestrator.errors import ScheduleError, UsageError
 from orchestrator.text import printable
 
-__all__ = ["Schedule", "Scope", "Times", "crontab", "environment_file", "every", "schedule_of", "service", "timer"]
+__all__ = [
+    "HEAD",
+    "Schedule",
+    "Scope",
+    "Times",
+    "crontab",
+    "environment_file",
+    "every",
+    "schedule_of",
+    "service",
+    "timer",
+]
 
 Scope = Literal["system", "user"]
 
 _MARK = "Schedule="
 
+HEAD = "# Written by `kvmfleet schedule install`"
+"""With which units of ours begin."""
+
 _SERVICE = """\
-# Written by `kvmfleet schedule install`, which writes it anew. What you add belongs into: {edit}
+{head}, which writes it anew. What you add belongs into: {edit}
 [Unit]
 Description=kvmfleet drift: {name}
 {order}
@@ -42,7 +56,7 @@ MemoryMax=50%
 """
 
 _TIMER = """\
-# Written by `kvmfleet schedule install`, which writes it anew. What you add belongs into: {edit}
+{head}, which writes it anew. What you add belongs into: {edit}
 [Unit]
 Description=kvmfleet drift: {name}, {when}
 
@@ -173,6 +187,7 @@ def every(text: str) -> Times:
 def service(schedule: Schedule) -> str:
     """The text of its service."""
     return _SERVICE.format(
+        head=HEAD,
         edit=_edit(schedule, "service"),
         name=schedule.name,
         order=_ORDER if schedule.scope == "system" else "",
@@ -187,6 +202,7 @@ def service(schedule: Schedule) -> str:
 def timer(schedule: Schedule) -> str:
     """The text of its timer."""
     return _TIMER.format(
+        head=HEAD,
         edit=_edit(schedule, "timer"),
         name=schedule.name,
         when=_path(schedule.when),

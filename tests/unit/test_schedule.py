@@ -264,9 +264,10 @@ def test_secrets_are_for_their_owner_and_units_for_everybody(machine: Machine, s
     assert "hunter2" not in "".join(path.read_text() for path in machine.systemd.folder.iterdir())
 
 
-def test_a_timer_that_was_stopped_is_started_again(machine: Machine, state: Path) -> None:
+@pytest.mark.parametrize("off", [{"ActiveState": "inactive"}, {"UnitFileState": "disabled"}])
+def test_a_timer_that_was_stopped_is_started_again(machine: Machine, state: Path, off: Mapping[str, str]) -> None:
     jobs.install(made(state), {}, machine.systemd)
-    machine.shown["kvmfleet-drift.timer"]["ActiveState"] = "inactive"
+    machine.shown["kvmfleet-drift.timer"] |= off
     assert jobs.install(made(state), {}, machine.systemd) == ("its timer was off, and is on",)
     assert machine.told[-1] == "restart kvmfleet-drift.timer"
 
@@ -278,6 +279,12 @@ def test_units_of_somebody_else_stay_as_they_are(machine: Machine, state: Path) 
     with pytest.raises(ScheduleError, match="not written by kvmfleet"):
         jobs.install(made(state), {}, machine.systemd)
     assert theirs.read_text() == "[Timer]\n"
+
+
+def test_a_timer_that_lost_its_service_gets_another(machine: Machine, state: Path) -> None:
+    jobs.install(made(state), {}, machine.systemd)
+    (machine.systemd.folder / "kvmfleet-drift.service").unlink()
+    assert jobs.install(made(state), {}, machine.systemd) == ("installed kvmfleet-drift.timer, every 1h",)
 
 
 def test_nothing_is_written_where_no_systemd_runs(machine: Machine, state: Path) -> None:
@@ -435,13 +442,27 @@ def test_a_run_at_once_ends_as_drift_did_and_never_well_where_it_did_not_run(
         jobs.start(made(state), machine.systemd)
 
 
+def test_a_run_that_the_next_one_has_followed_already_ends_as_it_did_itself(machine: Machine, state: Path) -> None:
+    """What systemd shows is then of the next one."""
+    machine.shown["kvmfleet-drift.service"] = {"ActiveState": "activating", "Result": "success", "ExecMainStatus": "0"}
+
+    def run(argv: Sequence[str], timeout_s: float | None) -> subprocess.CompletedProcess[str]:
+        if "start" in argv:
+            jobs.recorded("drift", lambda: 2)
+        return machine.run(argv, timeout_s)
+
+    assert jobs.start(made(state), machine.systemd._replace(run=run)) == 2
+
+
 FAILED = {"ActiveState": "failed", "Result": "exit-code", "StateChangeTimestamp": "Thu 2099-01-01 00:00:00 UTC"}
 
 
 @pytest.mark.parametrize(
     ("service", "problem"),
     [
-        (FAILED | {"ExecMainStatus": "200"}, "systemd could not run it: exit-code 200"),
+        (FAILED | {"ExecMainStatus": "200"}, "systemd could not run it: the folder /srv cannot be entered"),
+        (FAILED | {"ExecMainStatus": "203"}, f"systemd could not run it: {made().python} cannot be executed"),
+        (FAILED | {"ExecMainStatus": "226"}, "systemd could not run it: exit-code 226"),
         (FAILED | {"Result": "resources", "ExecMainStatus": "0"}, "systemd could not run it: resources 0"),
         (FAILED | {"ExecMainStatus": "1"}, ""),  # that is what drift said
         (FAILED | {"ExecMainStatus": "200", "StateChangeTimestamp": "Thu 2009-01-01 00:00:00 UTC"}, ""),  # run since
@@ -455,11 +476,23 @@ def test_a_service_that_did_not_come_to_run_is_not_taken_for_the_run_before(
     assert known(machine, state).problem == problem
 
 
-def test_a_timer_that_is_off_passes_for_nothing(machine: Machine, state: Path) -> None:
+@pytest.mark.parametrize(
+    ("timer", "problem"),
+    [
+        ({"ActiveState": "inactive"}, "its timer is inactive"),
+        (
+            {"ActiveState": "active", "UnitFileState": "disabled"},
+            "its timer is disabled",
+        ),  # until the next boot it goes on
+    ],
+)
+def test_a_timer_that_is_off_passes_for_nothing(
+    machine: Machine, state: Path, timer: Mapping[str, str], problem: str
+) -> None:
     jobs.recorded("drift", lambda: 0)
-    machine.shown["kvmfleet-drift.timer"] = {"ActiveState": "inactive"}
+    machine.shown["kvmfleet-drift.timer"] = dict(timer)
     found = known(machine, state)
-    assert (found.result, found.exit_code, found.next_s, found.problem) == ("in-sync", 1, None, "its timer is inactive")
+    assert (found.result, found.exit_code, found.next_s, found.problem) == ("in-sync", 1, None, problem)
 
 
 def test_a_note_that_was_cut_short_counts_as_none(machine: Machine, state: Path) -> None:
