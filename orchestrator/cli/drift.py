@@ -163,7 +163,8 @@ def accept(host: str, items: tuple[str, ...], reason: str | None, as_json: bool)
     with _told_store() as store:
         seen = store.watched(host)
         if seen is None:
-            hint = suggestion(host, store.hosts(), "Look first: kvmfleet drift")
+            known, look = store.hosts(), "Look first: kvmfleet drift"
+            hint = f"{look} --limit {host}" if host in known else suggestion(host, known, look)
             raise UsageError(f"No drift check has seen a host {host!a}.", hint=hint)
         chosen = _chosen(seen, items)
         reason = reason if reason is not None else _ask_reason()

@@ -16,6 +16,7 @@ from typing import get_args
 import msgspec
 import pytest
 from evidence import host as evidence_of
+from learned import result
 
 import orchestrator
 from orchestrator import doctor, inventory, recording, rollout
@@ -459,6 +460,14 @@ def test_an_acceptance_that_makes_no_sense_changes_nothing(run, drifted, monkeyp
     assert says in err
     with Store() as store:
         assert store.accepted("hv1") == ()
+
+
+def test_a_host_that_was_only_proven_is_not_taken_for_a_slip_of_the_pen(run, state):
+    with Store() as store:
+        store.begin("validate").record(result("hv1"))
+    code, _, err = run("drift", "accept", "hv1", "--reason", "x")
+    assert (code, "Did you mean" in err) == (1, False)
+    assert "Look first: kvmfleet drift --limit hv1" in err
 
 
 def test_accepting_takes_names_patterns_or_all_and_keeps_who_and_why(run, drifted):
