@@ -38,11 +38,11 @@ class History:
     def __init__(self, store: Callable[[], Store], command: Command) -> None:
         self._store: Store | None = None
         self._problem: StoreError | None = None
-        self._notes: tuple[StoreError, ...] = ()
+        self._notes: dict[str, StoreError] = {}
         self._reads = _Patience()
         try:
             self._store = store()
-            self._notes = self._store.notes
+            self._notes = {note.message: note for note in self._store.notes}
             self._run = self._store.begin(command)
         except StoreError as e:
             self._problem = e
@@ -55,16 +55,21 @@ class History:
             self._store.close()
 
     def known(self, fleet: Fleet, *, needed: bool) -> Mapping[str, Known]:
-        """The hosts that have a baseline: none where the history cannot be read, unless it is `needed`."""
-        try:
-            if self._problem and not (self._store and isinstance(self._problem, UnwritableError)):
+        """The hosts that have a baseline, but for those of which it cannot be read: a note, unless it is `needed`."""
+        if self._store is None or (self._problem and not isinstance(self._problem, UnwritableError)):
+            if needed and self._problem:
                 raise self._problem
-            return _known(self._store, fleet) if self._store else {}
-        except StoreError as e:
-            if needed:
-                raise
-            self._problem = self._problem or e
             return {}
+        found = {}
+        for host in fleet.hosts:
+            try:
+                if known := self._reads.ask(_known, self._store, host.name):
+                    found[host.name] = known
+            except StoreError as e:
+                if needed:
+                    raise
+                self._notes[e.message] = e
+        return found
 
     def booted(self, host: str) -> PastResult | None:
         """The last result with a guest that booted on the host, as far as it can be told."""
@@ -84,7 +89,7 @@ class History:
     def _write(self, about: Mapping[str, T], write: Callable[[Run, T], None]) -> tuple[KvmfleetError, ...]:
         """Each host for itself, and the end of the run; gives what could not be written, each reason once."""
         if self._problem:
-            return (*self._notes, _unkept(self._problem))
+            return (*self._notes.values(), _unkept(self._problem))
         failed: dict[str, tuple[StoreError, list[str]]] = {}
         patience = _Patience()
         for host, what in about.items():
@@ -98,7 +103,8 @@ class History:
         except StoreError as e:
             if e.message not in failed:
                 notes.append(e)
-        return (*self._notes, *notes)
+        told = (note for message, note in self._notes.items() if message not in failed)
+        return (*told, *notes)
 
 
 class _Patience:
@@ -180,11 +186,9 @@ def _unkept(error: StoreError, hosts: Sequence[str] = ()) -> StoreError:
     return type(error)(f"{error.message.rstrip('.')}, so nothing of this run is kept{about}.", hint=error.hint)
 
 
-def _known(store: Store, fleet: Fleet) -> Mapping[str, Known]:
-    found = {}
-    for host in fleet.hosts:
-        baseline, verdict = store.expectation(host.name), store.last_verdict(host.name)
-        if baseline and verdict:
-            watched = store.watched(host.name)
-            found[host.name] = Known(baseline, verdict, watched.items if watched else ())
-    return found
+def _known(store: Store, host: str) -> Known | None:
+    baseline, verdict = store.expectation(host), store.last_verdict(host)
+    if not (baseline and verdict):
+        return None
+    watched = store.watched(host)
+    return Known(baseline, verdict, watched.items if watched else ())

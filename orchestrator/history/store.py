@@ -425,5 +425,5 @@ def _evidence(row: sa.RowMapping) -> Evidence:
     except (zlib.error, msgspec.MsgspecError) as e:
         raise StoreError(
             f"history: the evidence of {row['host']} in run {row['run_id']} cannot be read: {e}",
-            hint="Collect it again: kvmfleet validate",
+            hint="Collect it again: kvmfleet validate; where it is the baseline: kvmfleet provision",
         ) from e

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,8 @@ from orchestrator import past as rollout_past
 from orchestrator.checks.catalogue import explain
 from orchestrator.drift import Baseline
 from orchestrator.errors import ConvergeError, LockedError, StoreError
-from orchestrator.history.store import PastResult
+from orchestrator.history.store import PastResult, Store
 from orchestrator.history.store import Run as Record
-from orchestrator.history.store import Store
 from orchestrator.inventory import AnsibleOptions, Fleet, Host, Secrets
 from orchestrator.model.drift import Drift, HostDrift
 from orchestrator.model.run import Boot, Collected, EarlierBoot, HostConverged, HostResult, TaskFailure
@@ -566,6 +567,19 @@ def test_without_a_history_every_host_is_converged(hosts: Fleet) -> None:
     assert [note.message for note in run.notes] == ["history: no space left, so nothing of this run is kept."]
     with pytest.raises(StoreError):
         rollout.provision(hosts, OPTIONS, which="drifted", edges=edges)
+
+
+def test_a_baseline_that_cannot_be_read_costs_its_host_a_playbook_and_is_made_anew(hosts: Fleet, state: Path) -> None:
+    with contextlib.closing(sqlite3.connect(state / "history.sqlite3")) as connection, connection:
+        connection.execute("UPDATE baselines SET taken_by = 'an edition of before'")
+        connection.execute("UPDATE evidence SET document = x'00' WHERE id = 1")
+    run, _ = again(hosts)
+    assert [host.outcome for host in run.converged] == ["ok", "unchanged"]
+    (note,) = run.notes
+    assert "the evidence of h1 in run 1 cannot be read" in note.message
+    assert "kvmfleet provision" in note.hint
+    run, _ = again(hosts)
+    assert ([host.outcome for host in run.converged], run.notes) == (["unchanged", "unchanged"], ())
 
 
 def test_when_guests_booted_is_not_asked_for_each_host_of_a_history_that_does_not_answer(
