@@ -264,7 +264,7 @@ def test_settings_that_are_no_table_are_refused() -> None:
 
 @pytest.fixture
 def look(tmp_path: Path) -> Any:
-    """The script with a systemctl and a getent that say something."""
+    """The script with a systemctl and a getent that say something, and with libvirt's files in one folder."""
 
     def run(systemctl: str, *question: str) -> subprocess.CompletedProcess[str]:
         for name, text in (("systemctl", systemctl), ("getent", f"test $2 = libvirt && echo {MEMBERS}")):
@@ -272,7 +272,9 @@ def look(tmp_path: Path) -> Any:
             (tmp_path / name).chmod(0o755)
         environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
         command = ["/bin/sh", "-s", "--", *question]
-        return subprocess.run(command, input=LOOK.read_text(), env=environment, capture_output=True, text=True)
+        script = LOOK.read_text().replace("/run/", f"{tmp_path}/").replace("/etc/libvirt", str(tmp_path))
+        script = script.replace("/usr/lib/*/libvirt", str(tmp_path))
+        return subprocess.run(command, input=script, env=environment, capture_output=True, text=True)
 
     return run
 
@@ -307,18 +309,18 @@ def test_a_systemd_that_does_not_answer_is_not_taken_for_a_host_without_libvirt(
         ("libvirtd", "qemu.conf", True),
         ("virtqemud", "qemu.conf", True),
         ("virtproxyd", "qemu.conf", False),  # which it does not read
+        ("libvirtd", "storage-backend", True),  # where a package has put another driver
     ],
 )
-def test_a_daemon_that_is_older_than_its_settings_is_seen(tmp_path: Path, daemon: str, file: str, stale: bool) -> None:
+def test_a_daemon_that_is_older_than_its_settings_is_seen(
+    look: Any, tmp_path: Path, daemon: str, file: str, stale: bool
+) -> None:
     """As a run leaves it that ended between writing them and the restart."""
     shutil.copy(Path("/bin/sleep").resolve(), tmp_path / daemon)
     (tmp_path / file).touch()
-    script = LOOK.read_text().replace("/run/", f"{tmp_path}/").replace("/etc/libvirt/", f"{tmp_path}/")
-    script = script.replace("systemctl show", "echo")  # there may be none here
 
     def seen() -> Any:
-        command = ["/bin/sh", "-s", "--", f"{daemon}.service"]
-        return json.loads(subprocess.run(command, input=script, capture_output=True, text=True, check=True).stdout)
+        return json.loads(look(":", f"{daemon}.service").stdout)
 
     with subprocess.Popen([tmp_path / daemon, "60"]) as process:
         try:
@@ -329,5 +331,25 @@ def test_a_daemon_that_is_older_than_its_settings_is_seen(tmp_path: Path, daemon
             assert seen()["stale"] is stale
             (tmp_path / f"{daemon}.pid").write_text(str(os.getpid()))  # left by one that was killed
             assert seen()["stale"] is False
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(("daemon", "stale"), [("libvirtd", True), ("virtqemud", True), ("virtproxyd", False)])
+def test_a_daemon_that_is_older_than_mounts_of_hugepages_is_seen(
+    look: Any, tmp_path: Path, daemon: str, stale: bool
+) -> None:
+    """As a run leaves it that ended between mounting them and the restart."""
+    shutil.copy(Path("/bin/sleep").resolve(), tmp_path / daemon)
+    with subprocess.Popen([tmp_path / daemon, "60"]) as process:
+        try:
+            (tmp_path / f"{daemon}.pid").write_text(str(process.pid))
+            now_us = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
+            for mounted_us, expected in ((now_us - 60_000_000, False), (now_us + 60_000_000, stale), (0, False)):
+                (tmp_path / "mounts").write_text(
+                    "".join(f"ActiveEnterTimestampMonotonic={t}\n\n" for t in (7, mounted_us))
+                )
+                said = look(f"case $* in *dev-hugepages*) cat {tmp_path}/mounts ;; esac", f"{daemon}.service")
+                assert json.loads(said.stdout)["stale"] is expected
         finally:
             process.kill()

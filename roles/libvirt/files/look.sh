@@ -5,8 +5,8 @@
 #   unknown  the settings that libvirt's own description of its files, an Augeas lens, does not list; libvirt itself
 #            would ignore them without a word
 #   members  of the group, with commas between them
-#   stale    whether a daemon runs that started before its files were written: it obeys what they said then, as after a
-#            run that ended before the restart
+#   stale    whether a daemon runs that started before what it reads at its start alone: its files, drivers of storage
+#            that have a package of their own, and the mounts of hugepages; as after a run that ended before the restart
 units='' unknown='' members=''
 for argument in "$@"; do
   lens=/usr/share/augeas/lenses/${argument%%:*}.aug
@@ -43,23 +43,26 @@ else # OpenRC
   done)
 fi
 
-started() { # PID: when, in seconds since the epoch; field 22 of proc(5)'s stat has hundredths since the boot
-  echo $(($(sed -n 's/^btime //p' /proc/stat) + $(sed 's/.*) //' "/proc/$1/stat" | cut -d' ' -f20) / 100))
-}
-
+# In hundredths of a second since the boot, as field 22 of proc(5)'s stat; "" where nothing is mounted.
+mounted=$(systemctl show --property=ActiveEnterTimestampMonotonic 'dev-hugepages*.mount' 2>/dev/null |
+  sed -n 's/^.*=\([0-9][0-9]*\)[0-9]\{4\}$/\1/p' | sort -n | tail -n 1)
+booted=$(sed -n 's/^btime //p' /proc/stat)
+etc=/etc/libvirt
 stale=false
 for daemon in libvirtd virtqemud virtproxyd; do
   pid=$(cat "/run/$daemon.pid" 2>/dev/null) && [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = $daemon ] || continue
-  since=$(started "$pid") || continue # it has just ended
+  started=$(sed 's/.*) //' "/proc/$pid/stat" 2>/dev/null | cut -d' ' -f20)
+  [ -n "$started" ] || continue # it has just ended
   case $daemon in
-    libvirtd) files='libvirtd qemu network' ;;
-    virtqemud) files='virtqemud qemu' ;;
-    *) files=$daemon ;;
+    libvirtd) set -- $etc/libvirtd.conf $etc/qemu.conf $etc/network.conf /usr/lib/*/libvirt/storage-backend ;;
+    virtqemud) set -- $etc/virtqemud.conf $etc/qemu.conf ;;
+    *) set -- $etc/$daemon.conf ;;
   esac
-  for file in $files; do
-    written=$(stat -c %Y "/etc/libvirt/$file.conf" 2>/dev/null) || continue
-    [ "$written" -le $((since + 2)) ] || stale=true # both were cut to whole seconds
+  for path in "$@"; do
+    written=$(stat -c %Y "$path" 2>/dev/null) || continue
+    [ "$written" -le $((booted + started / 100 + 2)) ] || stale=true # both were cut to whole seconds
   done
+  [ $daemon = virtproxyd ] || [ "${mounted:-0}" -le "$started" ] || stale=true
 done
 
 printf '{"units": {%s}, "unknown": [%s], "members": "%s", "stale": %s}\n' "$standing" "$unknown" "$members" "$stale"
