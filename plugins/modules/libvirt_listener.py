@@ -140,43 +140,47 @@ class Plan:
                 f"This host's libvirt has no {socket}. Install the package of its distribution that brings it "
                 "(libvirt-daemon-proxy where daemons are modular), or take tls out of libvirt_remote_transports."
             )
-        path = self._path(socket)
-        others = read(path) != text
-        if not others and found["active"] and found["enabled"]:
+        same = read(self._path(socket)) == text and found["active"]
+        if same and found["enabled"]:
             return
         before = {"enabled": found["enabled"], "active": found["active"]}
         self._note("listener", socket, before)  # that we opened it, which a note of the kind unit does not tell
         self._note("unit", socket, before)
-        if others:
-            self._write(path, text)
-            self._do(["systemctl", "daemon-reload"])
         if not found["enabled"]:
             self._do(["systemctl", "enable", socket])
-        if others or not found["active"]:
-            self._restart(socket, service)
+        if not same:
+            self._restart(socket, service, text)
 
     def silence(self, socket: str, service: str) -> None:
         """Ends what we began, and nothing else."""
         if not self._record.holds("listener", socket):
             return
         before = self._record.before("listener", socket)
-        if read(self._path(socket)):
-            self._write(self._path(socket), "")
-            self._do(["systemctl", "daemon-reload"])
         if not before.get("active") or not before.get("enabled"):
+            if read(self._path(socket)):
+                self._write(self._path(socket), "")
+                self._do(["systemctl", "daemon-reload"])
             self._do(["systemctl", "disable", "--now", socket])
             if self._host.state(service)["active"]:  # it was handed the port, and would keep it
                 self._do(["systemctl", "restart", service])
+        elif read(self._path(socket)) or not self._host.state(socket)["active"]:
+            self._restart(socket, service, "")
         if not self._check:
             self._record.forget("listener", socket)
 
-    def _restart(self, socket: str, service: str) -> None:
-        """systemd starts no socket whose service runs already."""
-        if self._check:
-            self.moves.append(f"systemctl restart {socket}")
-            return
+    def _restart(self, socket: str, service: str, text: str) -> None:
+        """systemd starts no socket whose service runs already.
+
+        It is stopped before its drop-in changes: a run that ends in between leaves what the next one has to start.
+        """
         ran = self._host.state(service)["active"]
         self._do(["systemctl", "stop", socket])
+        if read(self._path(socket)) != text:
+            self._write(self._path(socket), text)
+        self._do(["systemctl", "daemon-reload"])
+        if self._check:
+            self.moves.append(f"systemctl start {socket}")
+            return
         for attempt in range(TRIES):
             if self._host.state(service)["active"]:
                 self._do(["systemctl", "stop", service])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -83,7 +84,7 @@ def systemd(tmp_path: Path) -> Systemd:
 def test_the_service_stops_for_the_moment_in_which_its_socket_starts(systemd: Systemd) -> None:
     assert systemd.settle(SOCKET).moves
     assert systemd.calls == [
-        f"enable {SOCKET}", f"stop {SOCKET}", f"stop {SERVICE}", f"start {SOCKET}", f"start {SERVICE}"
+        f"enable {SOCKET}", f"stop {SOCKET}", "daemon-reload", f"stop {SERVICE}", f"start {SOCKET}", f"start {SERVICE}"
     ]  # fmt: skip
     assert systemd.units[SOCKET] == {"active": True, "enabled": True}
     assert systemd.settle(SOCKET).moves == []
@@ -139,6 +140,45 @@ def test_what_we_opened_is_closed_and_what_others_opened_stays(systemd: Systemd)
     assert "listener" not in record
     assert "file" not in record
     assert systemd.settle().moves == []
+
+
+class EndedError(Exception):
+    """Where a run was killed."""
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_run_that_was_killed_anywhere_is_ended_by_the_next_one(systemd: Systemd, ours: bool) -> None:
+    """What the socket listens on is what its drop-in said when systemd last read it and started it."""
+    listens = loaded = ""
+    path = systemd.root / f"system/{SOCKET}.d/kvmfleet.conf"
+    left, run = 99, systemd.run
+
+    def killed(argv: list[str]) -> tuple[int, str, str]:
+        nonlocal left, listens, loaded
+        if argv[1] != "show":
+            left -= 1
+            if left < 0:
+                raise EndedError
+        answer = run(argv)
+        if argv[1] == "daemon-reload":
+            loaded = libvirt_listener.read(str(path))
+        if argv[1:] == ["start", SOCKET] and not answer[0]:
+            listens = loaded
+        return answer
+
+    systemd.run = killed  # type: ignore[method-assign]
+    systemd.units[SOCKET] = dict.fromkeys(("active", "enabled"), not ours)
+    for step in range(9):
+        for wish in ([SOCKET], []):
+            left = step
+            with contextlib.suppress(EndedError):
+                systemd.settle(*wish, addresses=["192.0.2.11"])
+            left = 99
+            systemd.settle(*wish, addresses=["192.0.2.11"])
+            stands = bool(wish) or not ours
+            assert systemd.units[SOCKET] == {"active": stands, "enabled": stands}
+            assert not stands or ("192.0.2.11" in listens) == bool(wish)
+            assert path.exists() == bool(wish)
 
 
 def test_check_mode_tells_and_changes_nothing(systemd: Systemd) -> None:
