@@ -109,7 +109,7 @@ class Host(NamedTuple):
 
     def units(self, names: Any) -> dict[str, dict[str, str]]:
         """What systemd knows of the units that are there."""
-        shown = "Id,LoadState,ActiveState,UnitFileState,Listen,SocketMode,SocketGroup"
+        shown = "Id,LoadState,ActiveState,UnitFileState,NeedDaemonReload,Listen,SocketMode,SocketGroup"
         out = self.call("systemctl", "show", f"--property={shown}", "--", *names) if names else ""
         blocks = [dict(re.findall(r"^(\w+)=(.*)$", block, re.MULTILINE)) for block in out.split("\n\n")]
         return {block["Id"]: block for block in blocks if block.get("LoadState") in ("loaded", "masked")}
@@ -125,13 +125,18 @@ def settle(host: Host, sockets: Any, group: str, masked: Any, *, widen: bool) ->
         return
     _mask(host, masked)
     units = {name: unit for name, unit in host.units(sockets).items() if unit["LoadState"] == "loaded"}
-    written = [_dropin(host, name, group, widen) for name in units]
+    written = [_dropin(host, name, group, widen) or _is_unread(unit, group) for name, unit in units.items()]
     if any(written) and not host.check:
         host.call("systemctl", "daemon-reload")
         units = host.units(list(units))
     for unit in units.values():
         for path in re.findall(r"^(/\S+) \(Stream\)", unit.get("Listen", "")):
             _live(host, path, unit, group, widen)
+
+
+def _is_unread(unit: Any, group: str) -> bool:
+    """Whether a run ended before systemd read the drop-in. Of a first one it does not tell that itself."""
+    return unit.get("NeedDaemonReload") == "yes" or bool(group and unit.get("SocketGroup") != group)
 
 
 def _mask(host: Host, masked: Any) -> None:
@@ -142,13 +147,18 @@ def _mask(host: Host, masked: Any) -> None:
             continue
         unit = known.get(name, {})
         standing = {"enabled": unit.get("UnitFileState") == "enabled", "active": unit.get("ActiveState") == "active"}
+        killed = host.record.holds("mask", name)  # as a run was that noted this and never came to the mask
         if host.do(f"{name} is masked"):
             host.record.note("unit", name, {**standing, "masked": False})
             host.record.note("mask", name)
             host.record.save()
-            host.call("systemctl", "mask", "--now", name)
-            if standing["active"]:  # the daemon has the open socket still; guests go on when it starts anew
+            if standing["active"]:
+                host.call("systemctl", "stop", name)
+            # The daemon has the open socket still; guests go on when it starts anew. Before the mask, which says to the
+            # next run that all of this was done: one that was killed in between finds the socket stopped already.
+            if name in known and (standing["active"] or killed):
                 host.call("systemctl", "try-restart", re.sub(r"-tcp\.socket$", ".service", name))
+            host.call("systemctl", "mask", name)
     for name in [name for name in host.record.names("mask") if name not in masked]:
         if host.do(f"{name} is no longer masked"):
             host.call("systemctl", "unmask", name)
