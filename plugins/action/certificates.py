@@ -110,8 +110,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         return "it was asked for" if self._wanted["rotate"] else ""
 
     def _is_wrong(self, seen: dict[str, Any], ca: str) -> bool:
-        """Whether something besides a certificate has to be put right: the CA's file, owners and modes."""
-        return not all(store["right"] and _all_are(ca, store["ca"]) for store in seen["stores"].values())
+        """Whether something besides a certificate has to be put right: the CA's file, owners, modes, an older run."""
+        return seen["unread"] or not all(
+            store["right"] and _all_are(ca, store["ca"]) for store in seen["stores"].values()
+        )
 
     def _carry_out(self, ca: str, stale: dict[str, str], wrong: bool, authority: Authority | None) -> dict[str, Any]:
         told = {"changed": bool(stale) or wrong, "renewed": stale}

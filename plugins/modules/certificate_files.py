@@ -9,6 +9,7 @@ import shutil
 import ssl
 import stat
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -100,6 +101,10 @@ source:
   description: The same of the files in O(source).
   returned: with look
   type: dict
+unread:
+  description: Whether a run ended before the daemons read what it wrote.
+  returned: with look
+  type: bool
 lacks_tls:
   description: Whether a libvirt is installed that has no socket for TLS.
   returned: with look
@@ -110,7 +115,7 @@ requests:
   type: dict
 """
 
-PENDING = "/var/lib/kvmfleet/pki"  # keys whose certificates are still to come
+PENDING = "/var/lib/kvmfleet/pki"  # keys whose certificates are still to come; there until the daemons have read these
 UNITS = ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
 SERVERS = {"libvirtd": "libvirtd-tls.socket", "virtproxyd": "virtproxyd-tls.socket"}
 KEY_BITS = "3072"  # RSA, because libvirt and QEMU want a usage that elliptic keys have not
@@ -145,6 +150,7 @@ def read(path: str) -> str | None:
 
 def look(stores: list[Store], source: dict[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {"stores": {store["name"]: look_at(store) for store in stores}, "lacks_tls": lacks_tls()}
+    found["unread"] = os.path.exists(PENDING)
     if source:
         certificate, key = source["certificate"], source["key"]
         found["source"] = {
@@ -223,9 +229,15 @@ def _request(key: str) -> str:
 
 
 def install(
-    stores: list[Store], source: dict[str, str], ca: str, certificates: dict[str, str], record: Record
+    stores: list[Store],
+    source: dict[str, str],
+    ca: str,
+    certificates: dict[str, str],
+    record: Record,
+    reload: Callable[[], None],
 ) -> list[str]:
     """What was written. A certificate and its key are looked at together before either is put in its place."""
+    os.makedirs(PENDING, mode=0o700, exist_ok=True)
     written = []
     for store in stores:
         if store["name"] in certificates:
@@ -241,6 +253,7 @@ def install(
             if not is_right(path, owner, mode):
                 _own(path, owner, mode)
                 written.append(path)
+    reload()
     shutil.rmtree(PENDING, ignore_errors=True)
     return written
 
@@ -361,10 +374,9 @@ def main() -> None:
             if step == "remove":
                 gone = remove(wanted["stores"], record, check)
                 module.exit_json(changed=bool(gone), paths=gone)
-            written = install(wanted["stores"], wanted["source"], wanted["ca"], wanted["certificates"], record)
-        if written:
-            reload_daemons()
-        module.exit_json(changed=bool(written), paths=written)
+            files = (wanted["stores"], wanted["source"], wanted["ca"], wanted["certificates"])
+            written = install(*files, record, reload_daemons)
+        module.exit_json(changed=True, paths=written)
     except (FilesError, RecordError) as error:
         module.fail_json(msg=str(error))
     except OSError as error:

@@ -225,7 +225,11 @@ def issue(store: dict[str, Any], authority: Any, pending: Path, names: list[str]
     asked = certificate_files.request([store], str(pending))
     made = authority.sign(asked["libvirt"], "hv1", "libvirt", names, 365, now)
     with open_record(str(pending.parent / "lib/record.json")) as record:
-        return list(certificate_files.install([store], {}, authority.pem, {"libvirt": made}, record))
+        return list(certificate_files.install([store], {}, authority.pem, {"libvirt": made}, record, do_nothing))
+
+
+def do_nothing() -> None:
+    """In the place of reloading daemons."""
 
 
 @needs_openssl
@@ -276,7 +280,7 @@ def test_a_certificate_of_another_key_is_not_put_there(store: dict[str, Any], au
         open_record(str(pending.parent / "lib/record.json")) as record,
         pytest.raises(certificate_files.FilesError, match="does not belong to the key"),
     ):
-        certificate_files.install([store], {}, authority.pem, {"libvirt": made}, record)
+        certificate_files.install([store], {}, authority.pem, {"libvirt": made}, record, do_nothing)
     assert Path(store["certificate"][0]).read_text() == before
 
 
@@ -289,7 +293,7 @@ def test_a_key_that_others_can_read_is_seen_and_put_right(
     os.chmod(store["key"][1], 0o644)
     assert not certificate_files.look_at(store)["right"]
     with open_record(str(tmp_path / "lib/record.json")) as record:
-        assert certificate_files.install([store], {}, authority.pem, {}, record) == [store["key"][1]]
+        assert certificate_files.install([store], {}, authority.pem, {}, record, do_nothing) == [store["key"][1]]
     assert certificate_files.look_at(store)["right"]
 
 
@@ -314,7 +318,9 @@ class Task(Action):
         if step == "request":
             return {"requests": certificate_files.request(arguments["stores"], certificate_files.PENDING)}
         with open_record(self._record) as record:
-            return {"paths": certificate_files.install(**arguments, record=record)}
+            return {"paths": certificate_files.install(**arguments, record=record, reload=self.reload)}
+
+    reload = staticmethod(do_nothing)
 
     def settle(self, authority: Any = None, check: bool = False) -> dict[str, Any]:
         self.steps.clear()
@@ -337,6 +343,29 @@ def test_a_host_is_asked_once_when_nothing_is_to_be_done(
     assert task.steps == ["look", "request", "install"]
     assert task.settle(authority) == {"changed": False, "renewed": {}}
     assert task.steps == ["look"]
+
+
+@needs_openssl
+@root_only
+def test_certificates_that_no_daemon_read_because_a_run_was_killed_are_read_in_the_next_one(
+    store: dict[str, Any], authority: Any, pending: Path, tmp_path: Path
+) -> None:
+    task, reloads = Task(tmp_path, store), 0
+
+    def killed() -> None:
+        raise KeyboardInterrupt
+
+    def reload() -> None:
+        nonlocal reloads
+        reloads += 1
+
+    task.reload = killed  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        task.settle(authority)
+    task.reload = reload  # type: ignore[method-assign]
+    assert task.settle(authority, check=True) == {"changed": True, "renewed": {}, "diff": [{"prepared": ""}]}
+    assert (task.settle(authority)["renewed"], task.steps, reloads) == ({}, ["look", "install"], 1)
+    assert task.settle(authority)["changed"] is False
 
 
 @needs_openssl
