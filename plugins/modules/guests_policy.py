@@ -94,10 +94,10 @@ class Host(NamedTuple):
         return str(out)
 
 
-def with_block(text: str, settings: Any) -> str:
-    """The file with our settings at its end; without them, as it was."""
+def with_block(text: str, settings: Any, *, empty: bool = False) -> str:
+    """The file with our settings at its end; without them as it was, or with an empty block that says that we came."""
     rest = BLOCK.sub("", text)
-    if not settings:
+    if not settings and not empty:
         return rest
     gap = "" if not rest or rest.endswith("\n") else "\n"
     lines = "".join(f'{key}="{settings[key]}"\n' for key in sorted(settings))
@@ -161,15 +161,17 @@ def write(path: str, text: str) -> None:
 def settle(host: Host, record: Record, wish: Any, check: bool) -> dict[str, Any]:
     """What was done, or with `check` what would be."""
     before = read(wish["file"])
-    after = with_block(before, wish["settings"])
     left = bool(BLOCK.search(before)) and not wish["settings"]
     moves, pending = unit_moves(host, record, wish["unit"], bool(wish["settings"]), left)
+    after = with_block(before, wish["settings"], empty=bool(pending))
     starts, missing = autostart_moves(host, record, wish["autostart"], wish["uri"])
     if not check:
-        if after != before:
+        if after != before and not left:
             write(wish["file"], after)
         for argv in moves:
             host.call(argv)
+        if after != before and left:  # last, or the next run would not know that the unit is still to go back
+            write(wish["file"], after)
         for name, argv in starts:
             record.note("autostart", name, False)
             record.save()

@@ -76,6 +76,27 @@ def test_the_unit_is_not_stopped_while_a_guest_runs(settle, tmp_path):
     assert f"systemctl disable {UNIT}" in commands.called
     assert f"systemctl stop {UNIT}" not in commands.called
 
+    assert not settle(host(unit=("disabled", "active")))[0]["changed"]
+    (tmp_path / "proc/10/exe").unlink()
+    commands = host(unit=("disabled", "active"))
+    _, text = settle(commands)
+    assert commands.called[-1] == f"systemctl stop {UNIT}", "now that no guest runs"
+    assert text.rstrip("\n") == THEIRS
+    assert not settle(host(unit=("disabled", "inactive")))[0]["changed"]
+
+
+def test_a_unit_goes_back_also_where_a_run_failed(settle, tmp_path):
+    with open_record(str(tmp_path / "lib/record.json")) as record:
+        record.note("unit", UNIT, {"enabled": False, "active": False, "masked": False})
+    settle(host(), settings={"ON_SHUTDOWN": "shutdown"})
+    commands = host()
+    commands.answers["systemctl disable"] = (1, "Connection timed out")
+    with pytest.raises(policy.PolicyError):
+        settle(commands)
+    commands = host()
+    settle(commands)
+    assert commands.called[-2:] == [f"systemctl disable {UNIT}", f"systemctl stop {UNIT}"]
+
 
 def test_only_autostart_of_ours_is_turned_off_again(settle):
     settle(host(there="dns\nweb\n", on="web\n"), autostart=["dns", "web", "later"])
