@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import yaml
 
 ROLES = Path(__file__).parents[2] / "roles"
+PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
 NAMES = sorted(path.name for path in ROLES.iterdir() if path.is_dir())
 TABLES = {role: sorted((ROLES / role / "vars/platforms").glob("*.yml")) for role in ("qemu_kvm", "libvirt")}
 PLATFORMS = [path.stem for path in TABLES["qemu_kvm"]]
@@ -143,6 +146,30 @@ def test_only_the_role_libvirt_restarts_and_only_kernel_modules_reboots() -> Non
             if word in path.read_text():
                 roles.add(path.parts[-3])
     assert words == {"state: restarted": {"libvirt"}, "ansible.builtin.reboot:": {"kernel_modules"}}
+
+
+@pytest.mark.ansible
+def test_check_mode_tells_of_modules_that_would_be_loaded_and_loads_none(tmp_path: Path) -> None:
+    (tmp_path / "modprobe").write_text(f"#!/bin/sh\necho $* >> {tmp_path}/calls\n")
+    (tmp_path / "modprobe").chmod(0o755)
+    tasks = yaml.safe_load((ROLES / "kernel_modules/tasks/configure.yml").read_text())
+    task = next(task for task in tasks if task["name"].startswith("Load"))["block"]
+    variables = {"__kernel_modules_loadable": ["kvm", "kvm_amd"], "ansible_python_interpreter": sys.executable}
+    play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "vars": variables, "tasks": task}
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    for options, call in (["--check"], "--all --dry-run kvm kvm_amd\n"), ([], "--all kvm kvm_amd\n"):
+        command = [
+            Path(sys.executable).parent / "ansible-playbook",
+            "-i",
+            "localhost,",
+            tmp_path / "play.yml",
+            *options,
+        ]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert "changed=1 " in done.stdout
+        assert (tmp_path / "calls").read_text() == call
+        (tmp_path / "calls").unlink()
 
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
