@@ -130,6 +130,17 @@ def test_only_el8_cannot_be_installed_by_ansible() -> None:
     assert by_hand == ["RedHat_8"]
 
 
+@pytest.mark.parametrize("role", [role for role in NAMES if (ROLES / role / "tasks/install.yml").exists()])
+def test_packages_come_from_a_fresh_index_without_what_they_only_recommend(role: str) -> None:
+    block = load(ROLES / role / "tasks/install.yml")[-1]
+    assert [set(task) - {"name"} for task in block["block"]] == [{"ansible.builtin.package"}]
+    defaults = block["module_defaults"]
+    assert defaults["ansible.builtin.apt"].items() >= {"update_cache": True, "install_recommends": False}.items()
+    assert defaults["community.general.apk"] == {"update_cache": True}
+    assert defaults["ansible.builtin.dnf"] == defaults["ansible.builtin.dnf5"]
+    assert defaults["ansible.builtin.dnf"]["install_weak_deps"] is False
+
+
 def test_virtlogd_and_virtlockd_are_never_restarted() -> None:
     handlers = (ROLES / "libvirt/handlers/main.yml").read_text()
     names = [entry["ansible.builtin.service"]["name"] for entry in yaml.safe_load(handlers)]
