@@ -114,7 +114,7 @@ def _put(paths: Sequence[str], copies: Mapping[str, str]) -> list[str]:
             lines += [f"mkdir -p {shlex.quote(parent)}", f"cp -p {copies[path]} {shlex.quote(path)}"]
             continue
         lines.append(f"rm -f {shlex.quote(path)}")
-        if parent.endswith(".network.d"):  # of drop-ins, made for ours
+        if parent.endswith((".network.d", ".service.d")):  # of drop-ins, made for ours
             lines.append(f"rmdir {shlex.quote(parent)} 2>/dev/null || true")
     return lines
 

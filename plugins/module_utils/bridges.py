@@ -98,6 +98,10 @@ def _pairs(bridge: Mapping[str, Any], ports: Sequence[Port]) -> list[tuple[Port,
 # --- systemd-networkd, which netplan writes files for, too
 
 NETWORKD = "/etc/systemd/network/"
+WAIT_ONLINE = "/etc/systemd/system/systemd-networkd-wait-online.service.d/"
+# netplan 1.0 has every boot wait until one of its own interfaces is routable, which a port never is. This is what
+# systemd's own unit waits for: all interfaces that are required.
+WAIT_FOR_ALL = "[Service]\nExecStart=\nExecStart=/lib/systemd/systemd-networkd-wait-online\n"
 
 
 def networkd(bridge: Mapping[str, Any], ports: Sequence[Port]) -> dict[str, str]:
@@ -117,6 +121,8 @@ def networkd(bridge: Mapping[str, Any], ports: Sequence[Port]) -> dict[str, str]
         files[f"{NETWORKD}00-kvmfleet-{device}.network"] = (
             f"[Match]\nName={device}\n{link}\n[Network]\nBridge={name}\nLinkLocalAddressing=no\n"
         )
+    if not vlan and any(port.path.startswith("/run/") for port in ports):
+        files[f"{WAIT_ONLINE}99-kvmfleet-{name}.conf"] = WAIT_FOR_ALL
     text = _networkd_moved(ports[0], name) if takes_over(bridge) else _networkd_addresses(bridge)
     return {path: HEADER + text for path, text in {**files, f"{NETWORKD}00-kvmfleet-{name}.network": text}.items()}
 

@@ -1,7 +1,7 @@
 """Bridges over the interface that carries ssh, on real hosts, for each of what may configure a host's network.
 
-A lab of its own: bridge-1 has ifupdown, bridge-2 NetworkManager and bridge-3 systemd-networkd, and nothing of libvirt.
-Its tests tell one story in order.
+A lab of its own: bridge-1 has ifupdown, bridge-2 NetworkManager, bridge-3 systemd-networkd and bridge-4 netplan, which
+writes files for systemd-networkd; and nothing of libvirt. Its tests tell one story in order.
 """
 
 import json
@@ -13,7 +13,7 @@ from waiting import until_same
 
 pytestmark = pytest.mark.hosts
 
-MANAGERS = {"bridge-1": "ifupdown", "bridge-2": "NetworkManager", "bridge-3": "networkd"}
+MANAGERS = {"bridge-1": "ifupdown", "bridge-2": "NetworkManager", "bridge-3": "networkd", "bridge-4": "networkd"}
 BR0 = {"name": "br0", "ports": ["host0"]}
 PLAY = """
 - hosts: kvm_hosts
@@ -64,6 +64,17 @@ route1=198.51.100.0/24,{gateway}
 [ipv6]
 method=link-local
 """
+NETPLAN = """network:
+  version: 2
+  renderer: networkd
+  ethernets:
+    host0:
+      addresses: [{address}/24]
+      nameservers: {{addresses: [{gateway}]}}
+      routes:
+        - {{to: default, via: {gateway}}}
+        - {{to: 198.51.100.0/24, via: {gateway}}}
+"""
 LEASES = (
     "port=0\ninterface=host0\ndhcp-range={net},static,10m\ndhcp-host={mac},{address}\ndhcp-authoritative\nuser=root\n"
 )
@@ -71,10 +82,10 @@ LEASES = (
 CONFIGURED = {
     "bridge-1": ({"/etc/network/interfaces": IFUPDOWN, "/etc/network/interfaces.d/uplink": STANZA}, "ifupdown"),
     "bridge-2": ({"/etc/NetworkManager/system-connections/Wired.nmconnection": KEYFILE}, "network-manager"),
+    "bridge-4": ({"/etc/netplan/01-lab.yaml": NETPLAN}, "netplan.io"),
 }
-NO_NETWORKD = (
-    "rm /etc/systemd/network/10-host0.network; systemctl disable -q systemd-networkd.service systemd-networkd.socket"
-)
+NOT_OF_THE_LAB = "rm /etc/systemd/network/10-host0.network"
+NO_NETWORKD = "systemctl disable -q systemd-networkd.service systemd-networkd.socket"
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +102,7 @@ def put(on):
 @pytest.fixture(scope="module")
 def lab(kvmfleet, on, put):
     """The lab, whose hosts were given what configures their network, and booted with it."""
-    systems = ("--os", "debian-12", "--os", "debian-13", "--hosts", "3")
+    systems = ("--os", "debian-12", "--os", "debian-13", "--hosts", "4")
     up = kvmfleet("lab", "up", "bridge", "--provider", "container", "--yes", "--bare", *systems)
     try:
         assert up.returncode == 0, up.stderr
@@ -103,7 +114,9 @@ def lab(kvmfleet, on, put):
                 on(host["name"], f"apt-get -q update && apt-get -q install -y --no-install-recommends {package}")
                 for path, text in files.items():
                     put(host["name"], path, text.format(**own))
-                on(host["name"], NO_NETWORKD)
+                on(host["name"], NOT_OF_THE_LAB)
+                if MANAGERS[host["name"]] != "networkd":
+                    on(host["name"], NO_NETWORKD)
                 assert kvmfleet("lab", "reboot", host["name"]).returncode == 0
         yield status
     finally:

@@ -79,7 +79,10 @@ def test_networkd_gives_the_bridge_what_the_port_had() -> None:
         "00-kvmfleet-eth0.network": "[Match]\nName=eth0\n\n[Network]\nBridge=br0\nLinkLocalAddressing=no\n",
         "00-kvmfleet-br0.network": "[Match]\nName=br0\n\n[Network]\nAddress=192.0.2.10/24\nDNS=192.0.2.53\n\n"
         "[Route]\nGateway=192.0.2.1\n",
+        "99-kvmfleet-br0.conf": bridges.WAIT_FOR_ALL,  # for netplan has boots wait until eth0 is routable
     }
+    port = Port("eth0", MAC, "/etc/systemd/network/10-up.network", UPLINK)
+    assert not [path for path in bridges.networkd(BR0, [port]) if "wait-online" in path]
 
 
 def test_networkd_leaves_the_port_its_addresses_beside_a_vlan() -> None:
