@@ -8,7 +8,7 @@ import secrets
 import stat
 from pathlib import Path
 
-__all__ = ["write"]
+__all__ = ["rehearse", "write"]
 
 
 def write(path: Path, text: str, *, mode: int | None = None) -> None:
@@ -27,7 +27,7 @@ def write(path: Path, text: str, *, mode: int | None = None) -> None:
     if target.exists() and not target.is_file():
         target.write_text(text, encoding="utf-8")
         return
-    new = target.with_name(f".kvmfleet-{os.getpid()}-{secrets.token_hex(8)}")
+    new = _beside(target)
     try:
         handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else mode)
         with open(handle, "w", encoding="utf-8") as file:
@@ -47,3 +47,24 @@ def _refuse_a_trap(path: Path) -> None:
     shared = folder.st_mode & stat.S_ISVTX and folder.st_mode & stat.S_IWOTH
     if shared and path.lstat().st_uid not in (os.geteuid(), folder.st_uid):
         raise OSError(errno.EACCES, "a symbolic link of somebody else, in a folder that everybody may write to", path)
+
+
+def rehearse(path: Path) -> None:
+    """Does what `write` does, as far as that leaves no trace.
+
+    Raises:
+        OSError: `write` would not come further.
+    """
+    _refuse_a_trap(path)
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        if not os.access(target, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return
+    new = _beside(target)
+    os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    new.unlink()
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f".kvmfleet-{os.getpid()}-{secrets.token_hex(8)}")

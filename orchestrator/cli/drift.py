@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from orchestrator.history.store import Store
     from orchestrator.model.drift import Drift, HostDrift
 
-__all__ = ["drift", "history"]
+__all__ = ["UNATTENDED", "drift", "history"]
+
+UNATTENDED = object()
+"""click's object where nobody is there to mend a command: it does what it can, and says the rest at its end."""
 
 
 @click.group(invoke_without_command=True, short_help="Say what changed on the hosts since they were last good.")
@@ -58,6 +61,8 @@ def drift(
     from orchestrator import inventory
 
     reports = Reports(as_json, strict, junit, prometheus)
+    if context.obj is not UNATTENDED:
+        reports.refuse_unwritable()
     options, secrets = ansible(given)
     log(options.verbosity)
     to = destinations(notify_file)

@@ -56,6 +56,7 @@ def provision(boot: Boot, force: bool, drifted: bool, waivers: str | None, **giv
     if given["check"] and reports.files:
         named = " and ".join(reports.files)
         raise UsageError(f"Check mode proves nothing to write with {named}.", hint=f"Leave out {named} or --check.")
+    reports.refuse_unwritable()
     options, secrets = ansible(given)
     log(options.verbosity)
     provision_hosts(options, secrets, boot, Output("provision", reports, bool(options.verbosity)), waivers, which)
@@ -104,6 +105,8 @@ def validate(
     output = Output("validate", reports, bool(given["verbose"]))
     if recorded:
         _refuse_beside_a_replay(context)
+    reports.refuse_unwritable()
+    if recorded:
         log(given["verbose"])
         output.finish(_replay(recorded, profile, waivers))
     options, secrets = ansible(given)

@@ -115,6 +115,7 @@ def lab_up(
             "Bare hosts are not proven, so there is no report.",
             hint=f"Leave out --bare, or look at the lab: kvmfleet lab status {name}",
         )
+    reports.refuse_unwritable()
     log(verbose)
     if sha256 and not image:
         raise UsageError("--sha256 is of an image.", hint="Add --image, or leave it out.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import shlex
 import sys
 import textwrap
 import time
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
 
 import click
 
-from orchestrator.errors import KvmfleetError
+from orchestrator.errors import KvmfleetError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,6 +52,20 @@ class Reports(NamedTuple):
             "--save-evidence": self.save_evidence,
         }
         return {option: path for option, path in named.items() if path}
+
+    def refuse_unwritable(self) -> None:
+        """Before anything is asked: a run whose report has nowhere to go is one to do again. Raises UsageError."""
+        taken: dict[str, str] = {}
+        for option, path in self.files.items():
+            real = os.path.realpath(path)
+            if other := taken.get(real):
+                raise UsageError(f"{other} and {option} both name {path}.", hint="Give each report a file of its own.")
+            if not os.path.exists(real) or os.path.isfile(real):  # /dev/null takes any number of them
+                taken[real] = option
+            try:
+                _rehearse(option, Path(path))
+            except OSError as e:
+                raise UsageError(f"{option} {path}: {e.strerror}.", hint=_place_for(option, path)) from e
 
 
 class _Learned(NamedTuple):
@@ -118,11 +133,28 @@ def written(option: str, path: str, write: Callable[[Path], None]) -> int:
     try:
         write(Path(path))
     except OSError as e:
-        what = "folder" if option == "--save-evidence" else "file"
-        problem = KvmfleetError(f"{path}: {e.strerror}.", hint=f"Give {option} a {what} that can be written.")
+        problem = KvmfleetError(f"{path}: {e.strerror}.", hint=_place_for(option, path))
         complain(problem)
         return problem.exit_code
     return 0
+
+
+def _rehearse(option: str, path: Path) -> None:
+    """Raises OSError where nothing can be written. The folder for evidence is made when there is some."""
+    from orchestrator import whole_file
+
+    if option == "--save-evidence":
+        path = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place)) / "evidence"
+    whole_file.rehearse(path)
+
+
+def _place_for(option: str, path: str) -> str:
+    """What to do where a report cannot be written."""
+    if option == "--save-evidence":
+        return f"Give {option} a folder that can be written."
+    if not Path(path).parent.exists():
+        return f"Make the folder first: {shlex.join(['mkdir', '-p', str(Path(path).parent)])}"
+    return f"Give {option} a file that can be written."
 
 
 def _write_junit(learned: _Learned, path: Path) -> None:

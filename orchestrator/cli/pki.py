@@ -82,6 +82,7 @@ def pki_rotate(boot: Boot, waivers: str | None, **given: Any) -> None:
     from orchestrator import inventory, rollout
 
     reports = Reports.taken_from(given)
+    reports.refuse_unwritable()
     options, secrets = ansible(given)
     log(options.verbosity)
     output = Output("pki rotate", reports, bool(options.verbosity))

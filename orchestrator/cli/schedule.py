@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from orchestrator.cli.drift import drift
+from orchestrator.cli.drift import UNATTENDED, drift
 from orchestrator.cli.options import ansible, connection_options
 from orchestrator.cli.output import complain, print_json
 from orchestrator.errors import KvmfleetError, UsageError
@@ -434,7 +434,7 @@ def _notes(made: Schedule, fleet: Fleet, given: Mapping[str, Any], *, cron: bool
 
 def _drift(words: list[str]) -> int:
     try:
-        return int(drift.main(words, prog_name="kvmfleet drift", standalone_mode=False) or 0)
+        return int(drift.main(words, prog_name="kvmfleet drift", standalone_mode=False, obj=UNATTENDED) or 0)
     except SystemExit as e:
         return int(e.code or 0)
     except KvmfleetError as e:

@@ -432,11 +432,66 @@ def test_reports_of_drift_are_written_beside_the_table(run, state, watched, tmp_
     assert 'name="hv1"' in suite.read_text()
 
 
-def test_metrics_of_drift_that_cannot_be_written_lose_no_report(run, state, watched, tmp_path):
+def test_metrics_of_drift_that_cannot_be_written_lose_no_report(run, state, watched):
     arguments = watched(HostDrift("hv1", "drifted", items=(Drift("contract", "a", "b"),)))
-    code, out, err = run(*arguments, "--json", "--prometheus", tmp_path / "no" / "x.prom")
+    code, out, err = run(*arguments, "--json", "--prometheus", "/dev/full")
     assert code == 1
     assert json.loads(out)["ended_s"] >= json.loads(out)["began_s"] > 0
+    assert "No space left" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        *(
+            (
+                [*command, "--junit", "no/x.xml"],
+                "--junit no/x.xml: No such file or directory.\n  Make the folder first: ",
+            )
+            for command in (
+                ["drift"],
+                ["validate"],
+                ["validate", "--from=/"],
+                ["provision"],
+                ["pki", "rotate"],
+                ["lab", "up"],
+            )
+        ),
+        (["drift", "--prometheus", "file/x.prom"], "--prometheus file/x.prom: Not a directory."),
+        (["drift", "--junit", "x", "--prometheus", "./x"], "--junit and --prometheus both name ./x."),
+        (
+            ["validate", "--html", "/proc/x.html"],
+            "--html /proc/x.html: No such file or directory.\n  Give --html a file",
+        ),
+        (
+            ["validate", "--save-evidence", "file/x"],
+            "--save-evidence file/x: Not a directory.\n  Give --save-evidence a fo",
+        ),
+    ],
+)
+def test_a_report_with_nowhere_to_go_is_said_before_any_host_is_asked(run, state, monkeypatch, arguments, says):
+    monkeypatch.chdir(state)
+    (state / "file").write_text("")
+    monkeypatch.setattr(inventory, "reading", lambda *_: pytest.fail("went on"))
+    code, out, err = run(*arguments)
+    assert (code, out) == (1, "")
+    assert f"kvmfleet: {says}" in err
+    assert [path.name for path in state.iterdir()] == ["file"]
+
+
+def test_reports_may_go_to_folders_that_are_to_be_made_and_to_no_place_at_all(run, saved):
+    there = saved.parent / "there" / "deep"
+    code, _, err = run("validate", "--from", saved, "--junit", "/dev/null", "--html", "/dev/null")
+    assert (code, err) == (0, "")
+    Reports(save_evidence=str(there)).refuse_unwritable()
+    assert not there.parent.exists()
+
+
+def test_a_run_that_nobody_attends_checks_all_the_same_where_a_report_has_nowhere_to_go(run, state, watched):
+    arguments = watched(HostDrift("hv1", "drifted", items=(Drift("contract", "a", "b"),)))
+    code, out, err = run("schedule", "run", *arguments[1:], "--prometheus", state / "no" / "x.prom")
+    assert code == 1
+    assert "1 host: 1 drifted" in out
     assert "No such file" in err
 
 

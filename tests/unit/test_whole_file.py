@@ -66,3 +66,25 @@ def test_a_link_of_somebody_else_in_a_folder_for_everybody_is_a_trap(tmp_path: P
 def test_a_device_is_written_to_and_not_replaced() -> None:
     whole_file.write(Path("/dev/null"), "new")
     assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize("name", ["report", "new", "link"])
+def test_a_rehearsal_leaves_all_as_it_was(tmp_path: Path, name: str) -> None:
+    (tmp_path / "report").write_text("old")
+    (tmp_path / "link").symlink_to("report")
+    whole_file.rehearse(tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "report"]
+    assert (tmp_path / "report").read_text() == "old"
+
+
+@pytest.mark.parametrize("name", ["no/report", "file/report", "/proc/report"])
+def test_a_rehearsal_fails_where_writing_would(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    for act in (whole_file.rehearse, lambda path: whole_file.write(path, "new")):
+        with pytest.raises(OSError, match="No such file|Not a directory"):
+            act(tmp_path / name)
+
+
+def test_a_rehearsal_does_not_wait_at_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    whole_file.rehearse(tmp_path / "pipe")
