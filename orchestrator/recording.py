@@ -36,7 +36,7 @@ class Recording(msgspec.Struct, frozen=True):
 
     recording: int  # FORMAT
     kvmfleet: Short
-    recorded_at_s: float  # since the epoch, the controller's clock
+    recorded_at_s: float | None  # since the epoch, the controller's clock; None where a damaged file does not tell
     profile: Profile  # that the host was judged by
     groups: Annotated[tuple[Short, ...], msgspec.Meta(max_length=4096)]  # of the inventory
     collected: Collected
@@ -181,4 +181,4 @@ def _misfit(raw: bytes, error: msgspec.ValidationError) -> str:
 
 def _unusable(host: str, file: Path, problem: str, hint: str) -> Recording:
     collected = Collected(host, "file", problem=printable(f"{file}: {problem}"), hint=hint)
-    return Recording(FORMAT, __version__, time.time(), "production", (), collected)
+    return Recording(FORMAT, __version__, None, "production", (), collected)

@@ -42,7 +42,8 @@ def replayed(results: Sequence[HostResult]) -> str:
     """The sentence that a replay begins with, so that nobody takes it for news; "" where hosts were asked."""
     times = [at for result in results if (at := result.collected.recorded_at_s) is not None]
     if not times:
-        return ""
+        unread = any(result.collected.path == "file" for result in results)
+        return "Replay of evidence of which no file can be read. No host was asked." if unread else ""
     first, last = moment(min(times)), moment(max(times))
     when = f"at {first}" if first == last else f"from {first} to {last}"
     return f"Replay of evidence that was recorded {when}. No host was asked."

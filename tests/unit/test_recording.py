@@ -143,6 +143,16 @@ def test_every_report_of_a_replay_says_that_it_is_one(folder: Path) -> None:
     assert "2023-11-14" in properties[0].get("value", "")
 
 
+def test_a_file_that_cannot_be_read_has_no_date(folder: Path) -> None:
+    (folder / "hv2.json").write_text("{")
+    change(folder / "hv1.json", recorded_at_s=1.7e9)
+    shown = show(terminal.report(rollout.replay(read([str(folder / f"hv{n}.json") for n in (1, 2)])).results))
+    assert "Replay of evidence that was recorded at 2023-11-14 22:13:20 UTC. No host" in shown
+    alone = rollout.replay(read([str(folder / "hv2.json")])).results
+    assert alone[0].collected.recorded_at_s is None
+    assert "Replay of evidence of which no file can be read. No host was asked." in show(terminal.report(alone))
+
+
 def test_news_is_not_called_a_replay() -> None:
     fresh = results(hv1=good("hv1"))
     assert "Replay" not in show(terminal.report(fresh))
