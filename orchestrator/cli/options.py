@@ -132,9 +132,22 @@ connection_options = _apply(
     click.option("-v", "--verbose", count=True, help="Say more: every finding, what Ansible says; -vvv all of it."),
 )
 
+
+def _known_tags(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    if values and not context.resilient_parsing:
+        from orchestrator import tags
+
+        tags.refuse_unknown(max(option.opts, key=len), values)
+    return values
+
+
+def _tags_option(*names: str, help: str) -> Callable[[F], F]:
+    return click.option(*names, multiple=True, metavar="TAGS", callback=_known_tags, help=help)
+
+
 tags_options = _apply(
-    click.option("-t", "--tags", multiple=True, metavar="TAGS", help="Only tasks with these tags."),
-    click.option("--skip-tags", multiple=True, metavar="TAGS", help="All but the tasks with these tags."),
+    _tags_option("-t", "--tags", help="Only tasks with these tags."),
+    _tags_option("--skip-tags", help="All but the tasks with these tags."),
 )
 
 playbook_options = _apply(

@@ -107,6 +107,13 @@ def state(monkeypatch, tmp_path):
         *((["validate", option, ""], "an empty name") for option in ("-i", "--from", "--junit", "--html", "--waivers")),
         (["notify", "test", ""], "an empty name"),
         (["drift", "--notify", ""], "an empty name"),
+        (["plan", "-t", "libvrt"], "--tags: no task has the tag 'libvrt'.\n  Did you mean libvirt or"),
+        (["provision", "-t", "libvirt, zebra"], "no task has the tag 'zebra'.\n  Tags are: always, host_contract, "),
+        (
+            ["provision", "--skip-tags", "packages", "--skip-tags", "bridges"],
+            "--skip-tags: no task has the tag 'bridges'",
+        ),
+        (["plan", "-t", ""], "--tags: an empty name"),
         (["explain", "kvm.exce"], "Did you mean kvm.exec"),
         (["completion", "tcsh"], "'tcsh' is not one of"),
         (["lab", "ssh"], "Missing argument 'HOST'"),

@@ -81,7 +81,7 @@ def test_a_rehearsal_leaves_all_as_it_was(tmp_path: Path, name: str) -> None:
 def test_a_rehearsal_fails_where_writing_would(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("")
     for act in (whole_file.rehearse, lambda path: whole_file.write(path, "new")):
-        with pytest.raises(OSError, match="No such file|Not a directory"):
+        with pytest.raises(OSError, match=r"No such file|Not a directory"):
             act(tmp_path / name)
 
 
