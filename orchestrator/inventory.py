@@ -50,6 +50,12 @@ class AnsibleOptions(msgspec.Struct, frozen=True, kw_only=True):
     user: str = ""  # -u
     timeout_s: int | None = None  # -T
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The inventory for Ansible. Lists alone have no groups: whoever types a host means it."""
+        lists = self.inventory and all("," in source for source in self.inventory)
+        return (*self.inventory, str(paths.content() / "inventory" / "list.yml")) if lists else self.inventory
+
 
 class Secrets(msgspec.Struct, frozen=True):
     """What the user typed at a prompt: never in argv or a log, nor on disk outside a 0700 folder of the run."""
@@ -141,7 +147,7 @@ def decode(listing: bytes, options: AnsibleOptions, settings: Settings) -> Fleet
             _host(name, variables.get(name, {}), options, settings, [g for g in members if name in members[g]])
             for name in names
         ),
-        sources=options.inventory,
+        sources=options.sources,
         settings=settings,
     )
 
@@ -181,7 +187,7 @@ def _readable(what: str, source: str, hint: str) -> None:
 def _inventory_arguments(options: AnsibleOptions) -> list[str]:
     """Those of the user, and the playbooks' folder: its group_vars count for a playbook and must count here."""
     return [
-        *(f"--inventory={source}" for source in options.inventory),
+        *(f"--inventory={source}" for source in options.sources),
         *([f"--limit={options.limit}"] if options.limit else []),
         *(f"--extra-vars={extra}" for extra in options.extra_vars),
         *(f"--vault-password-file={file}" for file in options.vault_password_files),
@@ -205,14 +211,12 @@ def _nobody(options: AnsibleOptions, groups: Mapping[str, Mapping[str, Any]]) ->
         return InventoryError("inventory: none given", hint="Name one with -i, or in ansible.cfg as `inventory`.")
     if GROUP not in named:
         there = ", ".join(printable(g) for g in sorted(named - {"ungrouped"})) or "none"
-        lists = options.inventory and all("," in source for source in options.inventory)
         return InventoryError(
             f"inventory: there is no group {GROUP} (groups: {there})",
-            hint=("A list has no groups; write a file instead. " if lists else "")
-            + f"Put the hosts that are to run guests into a group {GROUP}.",
+            hint=f"Put the hosts that are to run guests into a group {GROUP}.",
         )
     if options.limit:
-        sources = [f"--inventory={source}" for source in options.inventory]
+        sources = [f"--inventory={source}" for source in options.sources]
         see = shlex.join([program("ansible-inventory"), *sources, "--graph", GROUP])
         return InventoryError(
             f"inventory: the limit {printable(options.limit)} leaves no host of the group {GROUP}",

@@ -110,7 +110,8 @@ connection_options = _apply(
         "--inventory",
         multiple=True,
         metavar="PATH",
-        help="Inventory: a file, a folder, a script, or a comma-separated list of hosts. May be repeated.",
+        help="Inventory: a file, a folder, a script, or a comma-separated list of hosts, which without a file are all "
+        "meant. May be repeated.",
     ),
     click.option("-l", "--limit", default="", metavar="PATTERN", help="Only the hosts that match this pattern."),
     click.option(

@@ -52,7 +52,7 @@ def ask(
         ConvergeError: Ansible could not be run at all.
         Interrupted: because `cancelled` said so.
     """
-    fleet = Fleet(hosts=tuple(hosts), sources=options.inventory, settings=settings)
+    fleet = Fleet(hosts=tuple(hosts), sources=options.sources, settings=settings)
     asked_at_s = time.time()
     with scratch.folder() as folder:
         program, answers = folder / "program.py", folder / "answers"  # apart: a host may have any name

@@ -111,6 +111,14 @@ def test_several_sources_are_one_fleet() -> None:
     assert names(write(THREE), "d,", write("[kvm_hosts]\nd\n", "more.ini")) == ["b", "a", "c", "d"]
 
 
+def test_the_hosts_of_lists_alone_are_all_meant() -> None:
+    assert names("b,a") == ["b", "a"]
+    assert names("b,", "a,") == ["b", "a"]
+    assert names("b,a", limit="a") == ["a"]
+    assert "leaves no host" in refusal("b,a", limit="c").message
+    assert "no group kvm_hosts" in refusal("b,a", write("[web]\nc\n")).message
+
+
 def test_a_folder_is_an_inventory() -> None:
     write(THREE, "site/one")
     write("[kvm_hosts]\nd\n", "site/two")
@@ -315,13 +323,6 @@ def test_a_script_that_prints_terminal_escapes_cannot_use_them() -> None:
 def test_a_missing_group_is_named_beside_those_that_there_are() -> None:
     error = refusal(write("[web]\na\n[db]\nb\n"))
     assert error.message == "inventory: there is no group kvm_hosts (groups: db, web)"
-
-
-def test_a_list_of_hosts_alone_has_no_group() -> None:
-    error = refusal("a,b")
-    assert "no group kvm_hosts" in error.message
-    assert "write a file" in error.hint
-    assert "write a file" not in refusal("a,b", write("[web]\nc\n")).hint
 
 
 def test_a_group_without_hosts_is_told_from_a_missing_one() -> None:
