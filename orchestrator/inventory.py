@@ -1,11 +1,13 @@
 """Which hosts there are, how to reach them, and their variables; `ansible-inventory` does the reading.
 
 Ansible skips a source that it cannot parse, keeps what it had read of it until then, and exits 0. A fleet that is
-quietly too small is the worst answer, so here an unparsed source is an error, as is a limit that leaves no host.
+quietly too small is the worst answer, so here an unparsed source is an error, as is a limit that leaves no host, or
+names one that there is not: Ansible would ignore that name, also where it is one to leave out.
 """
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import os
 import re
@@ -19,7 +21,7 @@ import msgspec
 
 from orchestrator import ansible_cfg, paths
 from orchestrator.ansible_cfg import Settings
-from orchestrator.ansible_read import command, program, running
+from orchestrator.ansible_read import UnmatchedError, command, program, running
 from orchestrator.errors import InventoryError
 from orchestrator.text import printable
 
@@ -123,7 +125,11 @@ def reading(options: AnsibleOptions, *, timeout_s: float = TIMEOUT_S) -> Iterato
     with running(list(asked.values()), timeout_s) as answers:
 
         def fleet() -> Fleet:
-            said = dict(zip(asked, answers(), strict=True))
+            try:
+                said = dict(zip(asked, answers(), strict=True))
+            except UnmatchedError as e:
+                e.hint = _near(e.pattern, options, timeout_s) or _see(options)
+                raise
             return decode(said.pop("inventory"), options, ansible_cfg.decode(**said))
 
         yield fleet
@@ -216,13 +222,26 @@ def _nobody(options: AnsibleOptions, groups: Mapping[str, Mapping[str, Any]]) ->
             hint=f"Put the hosts that are to run guests into a group {GROUP}.",
         )
     if options.limit:
-        sources = [f"--inventory={source}" for source in options.sources]
-        see = shlex.join([program("ansible-inventory"), *sources, "--graph", GROUP])
-        return InventoryError(
-            f"inventory: the limit {printable(options.limit)} leaves no host of the group {GROUP}",
-            hint=f"See what there is with: {printable(see)}",
-        )
+        what = f"the limit {printable(options.limit)} leaves no host of the group {GROUP}"
+        return InventoryError(f"inventory: {what}", hint=_see(options))
     return InventoryError(f"inventory: the group {GROUP} has no hosts", hint=f"Add hosts to the group {GROUP}.")
+
+
+def _see(options: AnsibleOptions) -> str:
+    sources = [f"--inventory={source}" for source in options.sources]
+    see = shlex.join([program("ansible-inventory"), *sources, "--graph", GROUP])
+    return f"See what there is with: {printable(see)}"
+
+
+def _near(pattern: str, options: AnsibleOptions, timeout_s: float) -> str:
+    """Which hosts and groups are called nearly so, as a question; "" where none are."""
+    everybody = msgspec.structs.replace(options, limit="")
+    with running([[*command("ansible-inventory"), "--list", *_inventory_arguments(everybody)]], timeout_s) as answers:
+        (listing,) = answers()
+    groups = msgspec.json.decode(listing, type=dict[str, dict[str, Any]])
+    hosts = [host for group in groups.values() for host in group.get("hosts", ())]
+    near = difflib.get_close_matches(pattern, dict.fromkeys([*hosts, *groups]), n=3)
+    return f"Did you mean {' or '.join(map(printable, near))}?" if near else ""
 
 
 def _host(

@@ -115,7 +115,7 @@ def test_the_hosts_of_lists_alone_are_all_meant() -> None:
     assert names("b,a") == ["b", "a"]
     assert names("b,", "a,") == ["b", "a"]
     assert names("b,a", limit="a") == ["a"]
-    assert "leaves no host" in refusal("b,a", limit="c").message
+    assert "the limit names c," in refusal("b,a", limit="c").message
     assert "no group kvm_hosts" in refusal("b,a", write("[web]\nc\n")).message
 
 
@@ -333,11 +333,31 @@ def test_no_inventory_at_all_asks_for_one() -> None:
     assert refusal().hint == "Name one with -i, or in ansible.cfg as `inventory`."
 
 
-@pytest.mark.parametrize("limit", ["nope", "a:&c", "web"])
+@pytest.mark.parametrize("limit", ["a:&c", "web"])
 def test_a_limit_that_leaves_nobody_is_an_error(limit: str) -> None:
     error = refusal(source := write(THREE + "[web]\nd\n"), limit=limit)
     assert error.message == f"inventory: the limit {limit} leaves no host of the group kvm_hosts"
     assert error.hint.endswith(f"/ansible-inventory --inventory={source} --graph kvm_hosts"), "PATH may have none"
+
+
+@pytest.mark.parametrize(
+    ("limit", "named", "near"),
+    [
+        ("hv4", "hv4", "Did you mean hv2 or hv1?"),
+        ("hv1,hv4", "hv4", "Did you mean hv2 or hv1?"),
+        ("all:!kvm_host", "kvm_host", "Did you mean kvm_hosts?"),
+        ("hv1,zebra*", "zebra*", "See what there is with: "),
+    ],
+)
+def test_a_limit_that_names_what_is_not_there_is_an_error(limit: str, named: str, near: str) -> None:
+    error = refusal(write("[kvm_hosts]\nhv1\nhv2\n"), limit=limit)
+    assert error.message == f"inventory: the limit names {named}, and no host or group is called so"
+    assert error.hint.startswith(near)
+
+
+def test_who_told_ansible_to_ignore_such_names_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANSIBLE_HOST_PATTERN_MISMATCH", "ignore")
+    assert names(write(THREE), limit="a,zebra") == ["a"]
 
 
 def test_a_limit_that_cannot_be_read_is_an_error() -> None:
