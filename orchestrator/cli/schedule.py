@@ -15,6 +15,7 @@ import click
 from click.core import ParameterSource
 
 from orchestrator.cli.drift import UNATTENDED, drift
+from orchestrator.cli.notify import destinations
 from orchestrator.cli.options import ansible, connection_options
 from orchestrator.cli.output import complain, print_json
 from orchestrator.errors import KvmfleetError, UsageError
@@ -111,6 +112,7 @@ def install(
         raise UsageError("--print-cron and --print-units: a run is started by one or the other.", hint="Give one.")
     times = _times(every, calendar, print_cron)
     _refuse_prompts(given)
+    _refuse_deaf(given["notify_file"])
     fleet = _load(given)
     made, variables = _made(context, name, scope or _own_scope(), fleet, every or "", times or calendar or "")
     if made.scope == "system" and made.sealed and not print_cron:
@@ -251,6 +253,13 @@ def _refuse_prompts(given: Mapping[str, Any]) -> None:
                 f"{option}: nobody is there to type a password when a schedule runs.",
                 hint="Log in with a key, and put the password of sudo into a vault: ansible_become_password.",
             )
+
+
+def _refuse_deaf(notify_file: str | None) -> None:
+    """A run that cannot read whom to tell ends before it looks at a host, and nobody would hear of that."""
+    environment = dict(os.environ)  # which the runs get, too
+    destinations(notify_file)
+    os.environ.update(environment)
 
 
 def _load(given: Mapping[str, Any]) -> Fleet:

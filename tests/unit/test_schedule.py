@@ -620,6 +620,33 @@ def test_a_crontab_shows_no_secret_and_names_what_is_missing(install) -> None:
     assert f"set in the crontab above the line, as they may be secret: {secret}" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("mode", "file", "variable", "says"),
+    [
+        (0o644, "json://127.0.0.1:1\n", "", "its mode is 0644"),
+        (0o600, "# none\n", "", "names no URL to send to"),
+        (0o600, "json://127.0.0.1:1\nnonsense\n", "", "apprise cannot send to line 2 of urls"),
+        (0o600, "", "nonsense", "apprise cannot send to URL 1 of KVMFLEET_NOTIFY"),
+    ],
+)
+def test_a_schedule_whose_runs_could_tell_nobody_is_refused(install, tmp_path, mode, file, variable, says) -> None:
+    (tmp_path / "urls").write_text(file)
+    (tmp_path / "urls").chmod(mode)
+    done = install(
+        "-i", "hosts.yml", "--every=1d", "--print-cron", *([] if variable else ["--notify=urls"]),
+        KVMFLEET_NOTIFY=variable,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert says in done.stderr
+
+
+@pytest.mark.ansible
+def test_a_crontab_names_whom_to_tell_among_what_is_missing(install) -> None:
+    done = install("-i", "hosts.yml", "--every=1d", "--print-cron", KVMFLEET_NOTIFY="json://127.0.0.1:1")
+    assert done.returncode == 0, done.stderr
+    assert "as they may be secret: KVMFLEET_NOTIFY" in done.stderr
+
+
 @pytest.mark.ansible
 def test_an_option_of_which_nothing_is_said_does_not_become_this_folder(install) -> None:
     done = install("-i", "hosts.yml", "--every=1d", "--print-cron", "--private-key=", "--limit=")
