@@ -265,7 +265,7 @@ def past(host: str, lines: int, as_json: bool) -> None:
 
     with _told_store() as store:
         if host not in store.hosts():
-            hint = suggestion(host, store.hosts(), "`kvmfleet history` lists the runs.")
+            hint = suggestion(host, [*store.hosts(), *history.commands], "`kvmfleet history` lists the runs.")
             raise UsageError(f"The history knows no host {host!a}.", hint=hint)
         results, watched, accepted = store.past(host, lines), store.watches(host, lines), store.accepted(host)
         if as_json:

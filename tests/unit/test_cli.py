@@ -584,6 +584,7 @@ def test_history_tells_runs_and_hosts_and_prunes(run, drifted):
     code, out, err = run("history", "hv2")
     assert (code, out) == (1, "")
     assert "Did you mean hv1?" in err
+    assert "Did you mean prune?" in run("history", "prun")[2]
     assert run("history", "prune")[2] == "0 runs forgotten.\n"
 
 
