@@ -115,6 +115,7 @@ _HINTS = (
     ("could decrypt", "The vault password is not the one that this file was encrypted with."),
     ("limit file", "-l @FILE takes a file with one pattern a line."),
     ("host list pattern", "-l takes Ansible's patterns: names, groups, wildcards, ~regex, joined by commas."),
+    ("codec can't", "Write the file anew, in UTF-8."),
     (_EXTRA_VARS, "-e takes key=value, JSON, YAML or @FILE."),
 )
 

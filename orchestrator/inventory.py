@@ -128,7 +128,7 @@ def reading(options: AnsibleOptions, *, timeout_s: float = TIMEOUT_S) -> Iterato
             try:
                 said = dict(zip(asked, answers(), strict=True))
             except UnmatchedError as e:
-                e.hint = _near(e.pattern, options, timeout_s) or _see(options)
+                e.hint = _near(e.pattern, options, timeout_s) or _see(options, "all")
                 raise
             return decode(said.pop("inventory"), options, ansible_cfg.decode(**said))
 
@@ -223,13 +223,13 @@ def _nobody(options: AnsibleOptions, groups: Mapping[str, Mapping[str, Any]]) ->
         )
     if options.limit:
         what = f"the limit {printable(options.limit)} leaves no host of the group {GROUP}"
-        return InventoryError(f"inventory: {what}", hint=_see(options))
+        return InventoryError(f"inventory: {what}", hint=_see(options, GROUP))
     return InventoryError(f"inventory: the group {GROUP} has no hosts", hint=f"Add hosts to the group {GROUP}.")
 
 
-def _see(options: AnsibleOptions) -> str:
+def _see(options: AnsibleOptions, group: str) -> str:
     sources = [f"--inventory={source}" for source in options.sources]
-    see = shlex.join([program("ansible-inventory"), *sources, "--graph", GROUP])
+    see = shlex.join([program("ansible-inventory"), *sources, "--graph", group])
     return f"See what there is with: {printable(see)}"
 
 

@@ -360,6 +360,14 @@ def test_who_told_ansible_to_ignore_such_names_is_heard(monkeypatch: pytest.Monk
     assert names(write(THREE), limit="a,zebra") == ["a"]
 
 
+@pytest.mark.parametrize(("name", "limit"), [("hosts.yml", ""), ("hosts.ini", "@latin")])
+def test_what_is_not_utf_8_is_to_be_written_anew(name: str, limit: str) -> None:
+    write(THREE, "hosts.ini")
+    for file in ("hosts.yml", "latin"):
+        Path(file).write_bytes(b"kvm_hosts: {hosts: {h\xff: {}}}\n")
+    assert refusal(name, limit=limit).hint == "Write the file anew, in UTF-8."
+
+
 def test_a_limit_that_cannot_be_read_is_an_error() -> None:
     assert "~(" in refusal(write(THREE), limit="~(").message
     assert "missing.retry" in refusal(write(THREE), limit="@missing.retry").message
