@@ -62,7 +62,7 @@ def init(folder: Path | None = None, *, passphrase: str = "", days: int = DAYS) 
         PkiError: there is one, or the folder cannot be written.
     """
     folder = folder or paths.pki()
-    if (folder / CERTIFICATE).exists() or (folder / KEY).exists():
+    if os.path.exists(folder / CERTIFICATE) or os.path.exists(folder / KEY):
         raise PkiError(
             f"{folder}: there is a CA already, and the certificates of the hosts depend on it.",
             hint=f"Look at it with `kvmfleet pki status`. For a new one, move {folder} away first.",

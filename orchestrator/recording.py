@@ -110,9 +110,12 @@ def read(places: Sequence[str]) -> tuple[Recording, ...]:
 
 def _files(places: Iterable[str]) -> Iterator[Path]:
     for place in map(Path, places):
+        try:
+            place.stat()
+        except OSError as e:
+            why = "no such file or folder" if isinstance(e, FileNotFoundError) else e.strerror
+            raise UsageError(f"{place}: {why}.", hint="--from takes what --save-evidence wrote.") from e
         if not place.is_dir():
-            if not place.exists():
-                raise UsageError(f"{place}: no such file or folder.", hint="--from takes what --save-evidence wrote.")
             yield place
             continue
         try:

@@ -152,7 +152,7 @@ def _place_for(option: str, path: str) -> str:
     """What to do where a report cannot be written."""
     if option == "--save-evidence":
         return f"Give {option} a folder that can be written."
-    if not Path(path).parent.exists():
+    if not os.path.exists(Path(path).parent):
         return f"Make the folder first: {shlex.join(['mkdir', '-p', str(Path(path).parent)])}"
     return f"Give {option} a file that can be written."
 

@@ -364,7 +364,7 @@ def _writable(context: click.Context, state: Path) -> Iterator[str]:
         if option.name in WRITTEN
     ]
     for what, file in made:
-        if not file.parent.is_dir() and file.parent != state:
+        if not os.path.isdir(file.parent) and file.parent != state:
             raise UsageError(f"{what}: there is no folder {file.parent}.", hint="Make it first.")
         yield str(file.parent)
 

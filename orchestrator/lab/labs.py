@@ -415,7 +415,7 @@ def down(name: str, *, dry_run: bool = False, progress: Progress) -> tuple[str, 
     """
     check_name(name)
     folder = record.folder_of(name)
-    if not folder.exists():
+    if not os.path.exists(folder):  # or it cannot be looked at, which finding it tells
         find(name)
     with tree.hold(folder, wait=False):
         traces: tuple[str, ...] = ()

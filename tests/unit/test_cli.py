@@ -139,6 +139,36 @@ def test_an_inventory_that_is_not_there_exits_1(run, state, inventory):
     assert inventory in err
 
 
+LONG = "x" * 300
+"""No file system has room for such a name. As of a folder that is closed, looking whether it is there fails."""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["validate", "--from", f"{LONG}/hv1.json"],
+        ["validate", "--html", f"{LONG}/x.html"],
+        ["schedule", "install", "--every=1h", "--print-cron", "--scope=user", "--junit", f"{LONG}/x.xml"],
+        ["schedule", "install", "--every=1h", "--print-cron", "--scope=user", "--store", f"sqlite:////{LONG}/x"],
+    ],
+)
+def test_a_place_that_cannot_be_looked_at_is_said_in_one_line(run, state, monkeypatch, arguments):
+    monkeypatch.setattr(inventory, "load", lambda _options: Fleet((Host("hv1", "hv1"),), ()))
+    code, out, err = run(*arguments)
+    assert (code, out) == (1, "")
+    assert err.startswith("kvmfleet: ")
+    assert LONG in err
+
+
+@pytest.mark.parametrize("arguments", [["lab", "down", "--yes"], ["lab", "status"], ["pki", "init"], ["pki", "status"]])
+def test_a_state_folder_that_cannot_be_looked_at_is_said_in_one_line(run, monkeypatch, arguments):
+    monkeypatch.setenv("KVMFLEET_STATE_DIR", f"/{LONG}")
+    code, out, err = run(*arguments)
+    assert (code, out) == (1, "")
+    assert f"/{LONG}" in err.splitlines()[0]
+    assert "File name too long" in err
+
+
 def test_a_lab_that_is_not_there_exits_1_with_what_to_do(run, state):
     for arguments in (["lab", "status"], ["lab", "down"], ["lab", "down", "lab", "--dry-run"], ["lab", "ssh", "lab-1"]):
         code, _, err = run(*arguments)
