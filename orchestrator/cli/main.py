@@ -45,7 +45,7 @@ for command in (
 
 def main() -> None:
     """Runs the command line; the only place where an exception becomes an exit code."""
-    for number in (signal.SIGTERM, signal.SIGHUP):  # an orderly end is the same as Ctrl-C
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # an orderly end is the same as Ctrl-C
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) leaves SIGHUP
             signal.signal(number, signal.default_int_handler)
     try:

@@ -336,6 +336,15 @@ def test_a_signal_ends_what_was_started_and_exits_130(tmp_path, number):
     assert subprocess.run(["pgrep", "-f", asleep], check=False, stdout=subprocess.DEVNULL).returncode == 1
 
 
+def test_ctrl_c_while_it_starts_leaves_no_traceback(tmp_path):
+    (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    path = os.pathsep.join([str(tmp_path), PACKAGE["PYTHONPATH"]])
+    done = subprocess.run(
+        ["env", "--default-signal", *COMMAND, "--help"], env=os.environ | {"PYTHONPATH": path}, capture_output=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")  # 130 in a shell
+
+
 def test_a_reader_that_goes_away_leaves_no_traceback():
     done = subprocess.run(
         ["sh", "-c", '"$@" | true', "sh", *COMMAND, "explain"], capture_output=True, text=True, check=False
