@@ -80,7 +80,7 @@ def _writable() -> bool:
 
 
 def _prepare() -> None:
-    """Sees to what every command, and each program that it starts, takes for granted: a place, UTF-8, and sbin.
+    """Sees to what every command, and each program that it starts, takes for granted: a place, UTF-8, room, and sbin.
 
     And to garbage: looking for cycles as often as Python does costs a tenth of asking a host, for next to nothing.
     """
@@ -91,5 +91,7 @@ def _prepare() -> None:
         raise UsageError("The current folder is no longer there.", hint="Go to one that is: cd") from e
     if locale.getencoding().lower().replace("-", "") != "utf8":  # LC_ALL=C in a crontab, with which Ansible refuses
         os.environ["LC_ALL"] = "C.UTF-8"
+    if not os.environ.get("COLUMNS", "80").strip("0"):  # as a terminal without a size has it; nothing fits into that
+        del os.environ["COLUMNS"]
     # Where nft and ip are; a crontab, `su` and the users of Debian have it not.
     os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["pki"]
 
+_PASSPHRASE = "Write the passphrase into its first line."
+
 
 @click.group()
 def pki() -> None:
@@ -103,8 +105,10 @@ def pki_rotate(boot: Boot, waivers: str | None, **given: Any) -> None:
 def _first_line(path: str) -> str:
     try:
         line = Path(path).read_text(encoding="utf-8").partition("\n")[0]
-    except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"--passphrase-file {path} cannot be read: {e}.") from e
+    except OSError as e:
+        raise UsageError(f"--passphrase-file {path}: {e.strerror}.", hint="Check its owner and mode.") from e
+    except UnicodeDecodeError as e:  # which quotes a part of it
+        raise UsageError(f"--passphrase-file {path} is not UTF-8 at byte {e.start}.", hint=_PASSPHRASE) from None
     if not line:
-        raise UsageError(f"--passphrase-file {path}: its first line is empty.")
+        raise UsageError(f"--passphrase-file {path}: its first line is empty.", hint=_PASSPHRASE)
     return line

@@ -132,6 +132,19 @@ def test_a_mistake_on_the_command_line_exits_1_and_says_what_it_was(run, argumen
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("content", "says"), [(b"\nhunter2\n", "its first line is empty"), (b"h\xfcnter2\n", "is not UTF-8 at byte 1.")]
+)
+def test_a_file_that_holds_no_passphrase_makes_no_ca_and_is_not_quoted(run, state, content, says):
+    (state / "secret").write_bytes(content)
+    code, out, err = run("pki", "init", "--passphrase-file", state / "secret")
+    assert (code, out) == (1, "")
+    assert says in err
+    assert "Write the passphrase into its first line." in err
+    assert "0xfc" not in err
+    assert not (state / "pki").exists()
+
+
 @pytest.mark.parametrize("inventory", ["missing.yml", "/proc/self/mem/x"])
 def test_an_inventory_that_is_not_there_exits_1(run, state, inventory):
     code, out, err = run("validate", "-i", inventory)
@@ -384,6 +397,11 @@ def test_a_locale_that_ansible_refuses_is_no_matter(tmp_path, language):
         check=False,
     )
     assert "unreachable" in done.stdout
+
+
+def test_a_terminal_that_has_no_width_loses_no_words(run, drifted, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "0")
+    assert "drift" in run("history")[1]
 
 
 def test_programs_of_sbin_are_found_without_it_on_the_path(run, state, monkeypatch):
