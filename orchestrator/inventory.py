@@ -7,7 +7,6 @@ names one that there is not: Ansible would ignore that name, also where it is on
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import os
 import re
@@ -23,7 +22,7 @@ from orchestrator import ansible_cfg, paths
 from orchestrator.ansible_cfg import Settings
 from orchestrator.ansible_read import UnmatchedError, command, program, running
 from orchestrator.errors import InventoryError
-from orchestrator.text import printable
+from orchestrator.text import printable, suggestion
 
 __all__ = ["GROUP", "AnsibleOptions", "Fleet", "Host", "Secrets", "decode", "load", "reading"]
 
@@ -128,7 +127,7 @@ def reading(options: AnsibleOptions, *, timeout_s: float = TIMEOUT_S) -> Iterato
             try:
                 said = dict(zip(asked, answers(), strict=True))
             except UnmatchedError as e:
-                e.hint = _near(e.pattern, options, timeout_s) or _see(options, "all")
+                e.hint = suggestion(e.pattern, _everything(options, timeout_s), _see(options, "all"))
                 raise
             return decode(said.pop("inventory"), options, ansible_cfg.decode(**said))
 
@@ -137,12 +136,7 @@ def reading(options: AnsibleOptions, *, timeout_s: float = TIMEOUT_S) -> Iterato
 
 def decode(listing: bytes, options: AnsibleOptions, settings: Settings) -> Fleet:
     """The fleet in what `ansible-inventory --list` printed. Raises InventoryError."""
-    try:
-        groups = msgspec.json.decode(listing, type=dict[str, dict[str, Any]])
-    except msgspec.DecodeError as e:
-        raise InventoryError(
-            "inventory: what ansible-inventory printed is no JSON", hint="A plugin or script may print to stdout."
-        ) from e
+    groups = _groups(listing)
     names = _members(groups)
     if not names:
         raise _nobody(options, groups)
@@ -156,6 +150,15 @@ def decode(listing: bytes, options: AnsibleOptions, settings: Settings) -> Fleet
         sources=options.sources,
         settings=settings,
     )
+
+
+def _groups(listing: bytes) -> Mapping[str, Mapping[str, Any]]:
+    try:
+        return msgspec.json.decode(listing, type=dict[str, dict[str, Any]])
+    except msgspec.DecodeError as e:
+        raise InventoryError(
+            "inventory: what ansible-inventory printed is no JSON", hint="A plugin or script may print to stdout."
+        ) from e
 
 
 def _refuse_what_cannot_work(options: AnsibleOptions) -> None:
@@ -233,15 +236,14 @@ def _see(options: AnsibleOptions, group: str) -> str:
     return f"See what there is with: {printable(see)}"
 
 
-def _near(pattern: str, options: AnsibleOptions, timeout_s: float) -> str:
-    """Which hosts and groups are called nearly so, as a question; "" where none are."""
+def _everything(options: AnsibleOptions, timeout_s: float) -> Iterable[str]:
+    """All hosts and groups that there are, whatever the limit says; safe to print."""
     everybody = msgspec.structs.replace(options, limit="")
     with running([[*command("ansible-inventory"), "--list", *_inventory_arguments(everybody)]], timeout_s) as answers:
         (listing,) = answers()
-    groups = msgspec.json.decode(listing, type=dict[str, dict[str, Any]])
+    groups = _groups(listing)
     hosts = [host for group in groups.values() for host in group.get("hosts", ())]
-    near = difflib.get_close_matches(pattern, dict.fromkeys([*hosts, *groups]), n=3)
-    return f"Did you mean {' or '.join(map(printable, near))}?" if near else ""
+    return map(printable, dict.fromkeys([*hosts, *groups]))
 
 
 def _host(

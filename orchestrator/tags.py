@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator
 
 import yaml
 
 from orchestrator import paths
 from orchestrator.errors import UsageError
+from orchestrator.text import suggestion
 
 __all__ = ["known", "refuse_unknown"]
 
@@ -31,9 +31,8 @@ def refuse_unknown(option: str, values: Iterable[str]) -> None:
             raise UsageError(f"{option}: an empty name.", hint="A variable of the shell may not be set.")
         for tag in named:
             if tag not in tags | SPECIAL:
-                near = difflib.get_close_matches(tag, tags, n=3)
-                told = f"Did you mean {' or '.join(near)}?" if near else f"Tags are: {', '.join(sorted(tags))}"
-                raise UsageError(f"{option}: no task has the tag {tag!a}.", hint=told)
+                hint = suggestion(tag, tags, f"Tags are: {', '.join(sorted(tags))}")
+                raise UsageError(f"{option}: no task has the tag {tag!a}.", hint=hint)
 
 
 def _tags(node: object) -> Iterator[str]:
