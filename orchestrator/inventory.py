@@ -31,6 +31,8 @@ TIMEOUT_S = 120.0
 CONNECT_TIMEOUT_S = 10  # what Ansible gives a connection
 ONCE = "can be read only once, but a run reads it several times"
 
+_ALL_ARE_MEANT = Path(__file__).with_name("host_list.yml")
+
 
 class AnsibleOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The options that Ansible's users know, with the same meaning here. Paths are as the user gave them."""
@@ -55,7 +57,7 @@ class AnsibleOptions(msgspec.Struct, frozen=True, kw_only=True):
     def sources(self) -> tuple[str, ...]:
         """The inventory for Ansible. Lists alone have no groups: whoever types a host means it."""
         lists = self.inventory and all("," in source for source in self.inventory)
-        return (*self.inventory, str(paths.content() / "inventory" / "list.yml")) if lists else self.inventory
+        return (*self.inventory, str(_ALL_ARE_MEANT)) if lists else self.inventory
 
 
 class Secrets(msgspec.Struct, frozen=True):
