@@ -27,7 +27,8 @@ def private(folder: Path) -> None:
         OSError: it cannot be made.
     """
     if not folder.is_dir():
-        private(folder.parent)
+        if not folder.parent.exists():
+            private(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
 
 
