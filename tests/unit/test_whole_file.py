@@ -45,7 +45,7 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "there").read_text() == "new"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a link to somebody else")
 @pytest.mark.parametrize(("mode", "trusted"), [(0o1777, False), (0o755, True)])
 def test_a_link_of_somebody_else_in_a_folder_for_everybody_is_a_trap(tmp_path: Path, mode: int, trusted: bool) -> None:
     (tmp_path / "ours").write_text("old")
