@@ -2,7 +2,8 @@
 
 Ansible's workers lead sessions of their own, so a signal to the process group of `ansible-playbook` misses them, and
 what they started goes on without a parent. The tree is therefore read while it is whole, and grown by whatever joins
-its sessions meanwhile. A daemon that a task started has left them, and stays.
+its sessions meanwhile, also by one that a worker began to lead since. A daemon that a task started has left them, and
+stays.
 
 A worker that was forked after the last look, by a parent that has ended since, is in no tree. It still has its
 parent's arguments, so a caller that looks again with `running` finds it.
@@ -72,6 +73,7 @@ class _Family:
         while True:
             parents = {process.pid for process in self._members & table.keys()}
             self._sessions |= {table[process].session for process in self._members & table.keys()}
+            self._sessions |= {process.pid for process in self._members}  # what it led after we looked at it
             self._sessions.discard(os.getsid(0))  # ours: a root that shares it is the caller's mistake, not our end
             joined = {p for p, place in table.items() if place.parent in parents or place.session in self._sessions}
             if joined <= self._members:

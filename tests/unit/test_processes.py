@@ -61,6 +61,30 @@ def test_a_child_that_is_started_at_the_last_moment_is_ended() -> None:
         assert not alive(orphan)
 
 
+DETACHED_LATE = """
+import os, signal, subprocess, time
+def late(number, frame):
+    os.setsid()
+    subprocess.Popen(["sh", "-c", "trap '' TERM; echo $$; while :; do sleep 0.1; done"])
+    os._exit(0)
+if not os.fork():
+    signal.signal(signal.SIGTERM, late)
+    print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_what_a_worker_started_in_a_session_that_nobody_saw_is_ended() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", DETACHED_LATE], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as child:
+        assert child.stdout
+        assert child.stdout.readline() == "ready\n"
+        processes.end([child.pid], term_s=1)
+        orphan = int(child.stdout.readline())
+        assert not alive(orphan)
+
+
 def test_what_left_the_session_is_a_daemon_and_stays() -> None:
     # It tells its number once it leads a session, and "orphaned" comes once its parent has ended, in either order.
     script = "(setsid sh -c 'echo $$; exec sleep 95.5 > /dev/null 2>&1' &); echo orphaned; sleep 95.5"
