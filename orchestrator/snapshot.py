@@ -388,6 +388,7 @@ KINDS = (
     ),
     Kind("unit", "libvirt", "libvirt", _units, also=("tuning", "guests")),
     Kind("unit-file", "libvirt", "", lambda e: {p: f"sha256 {digest}" for p, digest in e.libvirt.unit_files.items()}),
+    Kind("hook", "libvirt", "", lambda e: {path: _file(state) for path, state in e.libvirt.hooks.items()}),
     Kind("setting", "libvirt", "libvirt", _settings, also=("guests",)),
     Kind("member", "members", "libvirt", _members),
     Kind("network", "network", "libvirt_networks", _networks),

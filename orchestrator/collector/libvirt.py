@@ -1,13 +1,14 @@
 """The libvirt daemons: their units, whether one answers, and the settings that the contract names."""
 
 import contextlib
+import glob
 import os
 import re
 import time
 import xml.etree.ElementTree as ElementTree
 from typing import Any, Dict, Iterable, List, Set, Tuple
 
-from . import files, shell
+from . import files, inventory, shell
 from .contract import Contract
 
 FOLDER = "/etc/libvirt/"
@@ -29,6 +30,7 @@ UNIT_FOLDERS = (  # where systemd looks for files, systemd.unit(5), and where it
     *("/usr/lib/systemd/system", "/lib/systemd/system", "/run/systemd/generator.late", "/run/systemd/units"),
 )
 SHOWN = "Id,LoadState,ActiveState,UnitFileState,MainPID,FragmentPath,DropInPaths"
+HOOKS = ("daemon", "qemu", "network", "lxc", "libxl")  # https://libvirt.org/hooks.html
 ADMINISTRATORS = ("/etc/", "/run/")  # the folders for units that no package brought, systemd.unit(5)
 OF_THE_DAEMON = "version --daemon; capabilities"
 OF_GUESTS = "domcapabilities --machine q35"  # with KVM where libvirt offers it; to ask for more is an error in its log
@@ -46,6 +48,7 @@ def look(contract: Contract) -> Dict[str, Any]:
             if unit["LoadState"] != "not-found" and (name in names or unit["ActiveState"] != "failed")
         },
         "unit_files": unit_files(shown, names),
+        "hooks": hooks(),
         "failed_units": failed(shown),  # for the section upkeep; it does not leave the host
         "settings": settings(contract.table("libvirt.settings")),
         "stale": stale({name: int(unit["MainPID"] or 0) for name, unit in shown.items()}),
@@ -87,6 +90,13 @@ def unit_files(
     told = " ".join(shown[name]["FragmentPath"] + " " + shown[name]["DropInPaths"] for name in names if name in shown)
     digests = {path: files.sha256(path) for path in sorted(set(told.split()))[:256] if path.startswith(folders)}
     return {path: digest for path, digest in digests.items() if digest}
+
+
+def hooks(folder: str = FOLDER + "hooks/") -> Dict[str, Dict[str, Any]]:
+    """The scripts that the daemons run as root when they start, and when a guest or a network does -> their states."""
+    found = [path for name in HOOKS for path in (folder + name, *sorted(glob.glob(folder + name + ".d/*")))]
+    runs = [path for path in found if os.path.isfile(path) and os.access(path, os.X_OK)]
+    return {path: inventory.state(path) for path in runs[:64]}
 
 
 def failed(shown: Dict[str, Dict[str, str]]) -> List[str]:

@@ -245,6 +245,7 @@ class Libvirt(msgspec.Struct, frozen=True):
 
     units: Annotated[dict[Short, Unit], msgspec.Meta(max_length=128)] = {}
     unit_files: Annotated[dict[Text, Short], msgspec.Meta(max_length=256)] = {}  # that change them -> SHA-256
+    hooks: Annotated[dict[Text, FileState], msgspec.Meta(max_length=64)] = {}  # scripts that the daemons run as root
     version: Short = ""  # of the daemon that answered
     host_uuid: Short = ""  # by which it tells hosts apart when guests move
     connected: bool = False

@@ -98,6 +98,7 @@ TOUCHES = {  # what somebody does on the host -> the item that names it, and its
     ),
     "lets a network not start": ("virsh net-autostart watched --disable", "network:watched", "libvirt_networks"),
     "adds a member": ("usermod -aG libvirt games", "member:libvirt", "libvirt"),
+    "puts a hook": ("install -D /bin/true /etc/libvirt/hooks/network", "hook:/etc/libvirt/hooks/network", ""),
     "edits the contract": ("sed -i s/monolithic/modular/ /etc/kvmfleet/contract.json", "contract", "host_contract"),
 }
 
@@ -129,8 +130,13 @@ def test_what_is_accepted_is_how_the_host_should_be_and_who_said_so_stays_known(
     assert [(one["item"], one["reason"]) for one in past["accepted"]] == [("member:libvirt", "plays with guests")]
 
 
-# What no role brings back: settings that nobody declared, and a version.
-LEFT = {"file:/etc/libvirt/qemu.conf", "package:swtpm-tools", "sysctl:vm.dirty_ratio"}
+# What no role brings back: settings that nobody declared, a script, and a version.
+LEFT = {
+    "file:/etc/libvirt/qemu.conf",
+    "hook:/etc/libvirt/hooks/network",
+    "package:swtpm-tools",
+    "sysctl:vm.dirty_ratio",
+}
 
 
 def test_only_what_drifted_is_healed_and_what_a_role_does_not_heal_stays_drift(kvmfleet, inventory, drift):
@@ -150,7 +156,8 @@ def test_only_what_drifted_is_healed_and_what_a_role_does_not_heal_stays_drift(k
 
 def test_what_is_repaired_by_hand_is_in_sync_again(kvmfleet, drift, on):
     on(HOST, "apt-get install -y --allow-downgrades swtpm-tools >/dev/null; gpasswd -d games libvirt")
-    on(HOST, "sed -i /^max_queued/d /etc/libvirt/qemu.conf; rm /etc/sysctl.d/99-somebody.conf")
+    on(HOST, "sed -i /^max_queued/d /etc/libvirt/qemu.conf")
+    on(HOST, "rm /etc/sysctl.d/99-somebody.conf /etc/libvirt/hooks/network")
     code, hosts = drift()
     assert (code, [item["item"] for item in hosts[HOST]["items"]]) == (2, ["member:libvirt"]), "games was accepted"
     assert kvmfleet("drift", "accept", HOST, "--reason", "plays no more").returncode == 0

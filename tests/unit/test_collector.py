@@ -679,6 +679,17 @@ def test_files_of_the_administrator_that_change_a_unit_are_told_and_those_of_pac
     assert libvirt.unit_files(shown, ["libvirtd.service", "libvirtd.socket"], (f"{tmp_path}/",)) == found
 
 
+def test_hooks_are_the_scripts_that_libvirt_would_run(tmp_path: Path) -> None:
+    (tmp_path / "qemu.d").mkdir()
+    for name, mode in {"qemu": 0o755, "qemu.d/10-log": 0o700, "network": 0o644, "qemu.sample": 0o755}.items():
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(mode)
+    found = libvirt.hooks(f"{tmp_path}/")
+    assert list(found) == [f"{tmp_path}/qemu", f"{tmp_path}/qemu.d/10-log"]
+    assert found[f"{tmp_path}/qemu"]["sha256"] == files.sha256(str(tmp_path / "qemu"))
+    assert found[f"{tmp_path}/qemu.d/10-log"]["mode"] == 0o700
+
+
 def test_a_unit_is_asked_for_where_it_has_a_file_or_was_started(tmp_path: Path) -> None:
     etc, lib, started = (tmp_path / name for name in ("etc", "lib", "units"))
     for folder in (etc, lib, started):

@@ -93,6 +93,10 @@ TOUCHED: dict[str, tuple[Any, str]] = {
         {"libvirt": {"unit_files": {"/etc/systemd/system/libvirtd.service.d/own.conf": "01ab"}}},
         "unit-file:/etc/systemd/system/libvirtd.service.d/own.conf",
     ),
+    "hook": (
+        {"libvirt": {"hooks": {"/etc/libvirt/hooks/qemu": {"exists": True, "sha256": "01ab", "mode": 0o755}}}},
+        "hook:/etc/libvirt/hooks/qemu",
+    ),
     "setting": (
         {"libvirt": {"settings": {"qemu.conf": {"seccomp_sandbox": "0"}}}},
         "setting:qemu.conf seccomp_sandbox",
