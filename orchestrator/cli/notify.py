@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -41,10 +42,14 @@ def notify_options(command: F) -> F:
 
 
 def destinations(file: str | None) -> tuple[Destination, ...]:
-    """Those that the user named. Raises UsageError."""
+    """Those that the user named. Their variable leaves the environment: programs that we start have no use for it.
+
+    Raises:
+        UsageError: see `orchestrator.notify.destinations.read`.
+    """
     from orchestrator.notify import destinations
 
-    return destinations.read(file)
+    return destinations.read(file, os.environ.pop(destinations.VARIABLE, ""))
 
 
 def tell(

@@ -15,7 +15,6 @@ import click
 from click.core import ParameterSource
 
 from orchestrator.cli.drift import UNATTENDED, drift
-from orchestrator.cli.notify import destinations
 from orchestrator.cli.options import ansible, connection_options
 from orchestrator.cli.output import complain, print_json
 from orchestrator.errors import KvmfleetError, UsageError
@@ -257,9 +256,9 @@ def _refuse_prompts(given: Mapping[str, Any]) -> None:
 
 def _refuse_deaf(notify_file: str | None) -> None:
     """A run that cannot read whom to tell ends before it looks at a host, and nobody would hear of that."""
-    environment = dict(os.environ)  # which the runs get, too
-    destinations(notify_file)
-    os.environ.update(environment)
+    from orchestrator.notify import destinations
+
+    destinations.read(notify_file, os.environ.get(destinations.VARIABLE, ""))
 
 
 def _load(given: Mapping[str, Any]) -> Fleet:

@@ -19,7 +19,9 @@ from orchestrator import processes
 from orchestrator.errors import UsageError
 from orchestrator.model.run import Message
 
-__all__ = ["Destination", "read", "send"]
+__all__ = ["VARIABLE", "Destination", "read", "send"]
+
+VARIABLE = "KVMFLEET_NOTIFY"
 
 MAX_BYTES = 64 * 1024
 LIMIT_S = 30.0
@@ -44,15 +46,12 @@ class Destination(msgspec.Struct, frozen=True, dict=True):
         return f"Destination({self.place})"
 
 
-def read(path: str | None) -> tuple[Destination, ...]:
-    """Those in the file, or else in the variable KVMFLEET_NOTIFY; none without both. No service is asked.
-
-    The variable is taken out of the environment: programs that we start have no use for it.
+def read(path: str | None, variable: str = "") -> tuple[Destination, ...]:
+    """Those in the file, or else in what KVMFLEET_NOTIFY holds; none without both. No service is asked.
 
     Raises:
         UsageError: they cannot be read or understood, or others can read them, too. It holds nothing of them.
     """
-    given = os.environ.pop("KVMFLEET_NOTIFY", "")
     if path is not None:
         lines = _text(path).splitlines()
         found = [
@@ -63,7 +62,7 @@ def read(path: str | None) -> tuple[Destination, ...]:
         if not found:
             raise UsageError(f"{path} names no URL to send to.", hint=f"Write one into each line. {SPELLING}")
     else:
-        found = [Destination(url, f"URL {number} of KVMFLEET_NOTIFY") for number, url in enumerate(given.split(), 1)]
+        found = [Destination(url, f"URL {number} of {VARIABLE}") for number, url in enumerate(variable.split(), 1)]
     if bad := list(_not_understood(found)):
         raise UsageError(f"apprise cannot send to {', '.join(bad)}: it does not know such a URL.", hint=SPELLING)
     unique: dict[str, Destination] = {}

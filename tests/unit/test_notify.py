@@ -21,6 +21,7 @@ from test_rollout import OPTIONS, SILENT, fleet, world
 
 from orchestrator import rollout
 from orchestrator.cli.main import cli
+from orchestrator.cli.notify import destinations as named
 from orchestrator.errors import KvmfleetError, StoreError, UsageError
 from orchestrator.history.store import Store
 from orchestrator.model.drift import Drift, HostDrift
@@ -530,9 +531,9 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, make: Callab
 
 def test_the_variable_serves_where_there_is_no_file_and_no_child_inherits_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVMFLEET_NOTIFY", "json://a\njson://b json://c")
-    assert [one.place for one in destinations.read(None)] == [f"URL {n} of KVMFLEET_NOTIFY" for n in (1, 2, 3)]
+    assert [one.place for one in named(None)] == [f"URL {n} of KVMFLEET_NOTIFY" for n in (1, 2, 3)]
     assert "KVMFLEET_NOTIFY" not in os.environ
-    assert destinations.read(None) == ()
+    assert named(None) == ()
 
 
 def test_a_url_in_an_argument_is_refused_without_repeating_it() -> None:
