@@ -52,15 +52,22 @@ def heal(host: str, item: Drift, inventory: Sequence[str], *, left: bool) -> str
 
 def by_hand(host: str, item: Drift, *, left: bool) -> str | None:
     """The same where `provision` does not bring the item back, else None."""
-    kind, _, name = item.item.partition(":")
-    strangers = sorted(set((item.seen or "").split()) - set((item.expected or "").split()))
-    if kind == "member" and strangers:  # a role adds users, and takes away none that it did not add
-        return " && ".join(f"gpasswd -d {shlex.quote(user)} {shlex.quote(name)}" for user in strangers)
+    if command := _on_host(item):
+        return command
     versions = {item.expected or ABSENT, item.seen or ABSENT}
-    other_version = kind == "package" and ABSENT not in versions  # no role upgrades, or goes back
+    other_version = item.item.startswith("package:") and ABSENT not in versions  # no role upgrades, or goes back
     if owner(item.item) and not other_version and not left:
         return None
     return f"kvmfleet drift accept {shlex.quote(host)} {shlex.quote(item.item)} --reason '…'"
+
+
+def _on_host(item: Drift) -> str | None:
+    """The command for the host itself that takes users out of a group: a role takes away none that it did not add."""
+    kind, _, group = item.item.partition(":")
+    strangers = sorted(set((item.seen or "").split()) - set((item.expected or "").split()))
+    if kind != "member" or not strangers:
+        return None
+    return " && ".join(f"gpasswd -d {shlex.quote(user)} {shlex.quote(group)}" for user in strangers)
 
 
 def provision(hosts: Sequence[str], inventory: Sequence[str]) -> str:
@@ -207,8 +214,9 @@ def _drifted(one: _Shared, *, diff: bool) -> Text:
     if left and by_hand(host, item, left=False) is None:
         text.append("\nthe last provision left it as it found it: repair it on the host, or", style="not bold dim")
     if command := by_hand(host, item, left=left):
+        where = "on the host: " if _on_host(item) else ""
         more = " # and so for the others" if len(hosts) > 1 else ""
-        text.append(f"\n{printable(command, 600)}{more}", style="not bold dim")
+        text.append(f"\n{where}{printable(command, 600)}{more}", style="not bold dim")
     return text
 
 

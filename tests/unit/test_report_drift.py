@@ -162,6 +162,8 @@ def test_a_user_whom_nobody_asked_for_is_taken_out_by_hand():
     item = Drift("member:libvirt", "operator", "mallory operator")
     for left in (False, True):
         assert report.heal("hv1", item, (), left=left) == "gpasswd -d mallory libvirt"
+    told = show(report.report([HostDrift("hv1", "drifted", items=(item,))]))
+    assert "on the host: gpasswd -d mallory libvirt" in told, "all other commands are for here"
     missing = Drift("member:libvirt", "operator", "")
     assert report.heal("hv1", missing, (), left=False) == "kvmfleet provision --limit hv1"
 
