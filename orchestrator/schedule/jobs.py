@@ -12,7 +12,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
@@ -349,11 +349,12 @@ def recorded(name: str, work: Callable[[], int]) -> int:
 
     Raises:
         LockedError: another run goes on.
-        ScheduleError: the note cannot be written.
+        ScheduleError: the note cannot be written; where the work can be done without it, it is done.
     """
     with _alone(name) as file:
         last, began_s = _decode(_content(file)).last, time.time()
-        _put(file, _Note(Running(began_s, os.getpid(), processes.started_ticks(os.getpid())), last))
+        with suppress(ScheduleError):  # said at the end, unless there is room by then
+            _put(file, _Note(Running(began_s, os.getpid(), processes.started_ticks(os.getpid())), last))
         code = 130  # for whatever ends us by force
         try:
             code = work()

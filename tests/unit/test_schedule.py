@@ -355,15 +355,17 @@ def test_a_second_run_looks_at_nothing_and_says_who_does(holder: subprocess.Pope
     assert jobs.recorded("drift", lambda: 0) == 0
 
 
-def test_a_full_disk_is_an_error_with_a_way_out(state: Path) -> None:
+def test_on_a_full_disk_it_looks_and_then_is_an_error_with_a_way_out(state: Path) -> None:
+    looked: list[int] = []
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))  # a note does not fit
     try:
         with pytest.raises(ScheduleError, match=r"schedules/drift\.json: ") as caught:
-            jobs.recorded("drift", lambda: pytest.fail("it ran"))
+            jobs.recorded("drift", lambda: looked.append(1) or 0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "have room" in caught.value.hint
+    assert looked == [1]
     assert jobs.recorded("drift", lambda: 0) == 0
 
 
