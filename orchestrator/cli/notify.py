@@ -49,7 +49,7 @@ def destinations(file: str | None) -> tuple[Destination, ...]:
     """
     from orchestrator.notify import destinations
 
-    return destinations.read(file, os.environ.pop(destinations.VARIABLE, ""))
+    return destinations.read(file, os.environ.pop("KVMFLEET_NOTIFY", ""))
 
 
 def tell(

@@ -258,7 +258,7 @@ def _refuse_deaf(notify_file: str | None) -> None:
     """A run that cannot read whom to tell ends before it looks at a host, and nobody would hear of that."""
     from orchestrator.notify import destinations
 
-    destinations.read(notify_file, os.environ.get(destinations.VARIABLE, ""))
+    destinations.read(notify_file, os.environ.get("KVMFLEET_NOTIFY", ""))
 
 
 def _load(given: Mapping[str, Any]) -> Fleet:

@@ -19,9 +19,7 @@ from orchestrator import processes
 from orchestrator.errors import UsageError
 from orchestrator.model.run import Message
 
-__all__ = ["VARIABLE", "Destination", "read", "send"]
-
-VARIABLE = "KVMFLEET_NOTIFY"
+__all__ = ["Destination", "read", "send"]
 
 MAX_BYTES = 64 * 1024
 LIMIT_S = 30.0
@@ -62,7 +60,7 @@ def read(path: str | None, variable: str = "") -> tuple[Destination, ...]:
         if not found:
             raise UsageError(f"{path} names no URL to send to.", hint=f"Write one into each line. {SPELLING}")
     else:
-        found = [Destination(url, f"URL {number} of {VARIABLE}") for number, url in enumerate(variable.split(), 1)]
+        found = [Destination(url, f"URL {number} of KVMFLEET_NOTIFY") for number, url in enumerate(variable.split(), 1)]
     if bad := list(_not_understood(found)):
         raise UsageError(f"apprise cannot send to {', '.join(bad)}: it does not know such a URL.", hint=SPELLING)
     unique: dict[str, Destination] = {}
