@@ -26,7 +26,7 @@ from orchestrator.inventory import AnsibleOptions, Fleet, Host, Secrets
 pytestmark = pytest.mark.ansible
 
 ROOT = Path(__file__).resolve().parents[2]
-SECRET = "hunter2-and-more"
+SECRET = f"hunter2-and-more-{os.getpid()}"
 PLAIN = Settings()
 SLEEP = f"- name: Sleep\n  ansible.builtin.command: sleep 97.{os.getpid()}"
 ASLEEP = f"sleep\x0097.{os.getpid()}"

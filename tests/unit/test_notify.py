@@ -36,7 +36,7 @@ from orchestrator.notify.transitions import Notice, Transition, transitions
 pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
 
 ROOT = Path(__file__).resolve().parents[2]
-SECRET = "hunter2hunter2"
+SECRET = f"hunter2hunter2{os.getpid()}"  # our own: processes of the same tests beside us have theirs
 GOOD = {"evidence": evidence_of({})}
 OLD = {"evidence": evidence_of({"packages": {"qemu-system-x86": "1:7.1"}})}
 OLDER = {"evidence": evidence_of({"packages": {"qemu-system-x86": "1:6.0"}})}
