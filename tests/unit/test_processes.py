@@ -40,9 +40,9 @@ def test_a_grandchild_in_a_session_of_its_own_that_ignores_sigterm_is_ended() ->
 
 
 LATE = """
-import os, signal, subprocess, sys, time
+import os, signal, subprocess, time
 def late(number, frame):
-    child = subprocess.Popen(["sh", "-c", "trap '' TERM; echo $$; while :; do sleep 0.1; done"])
+    print(subprocess.Popen(["sleep", "60"]).pid, flush=True)
     os._exit(0)
 signal.signal(signal.SIGTERM, late)
 print("ready", flush=True)
@@ -56,7 +56,7 @@ def test_a_child_that_is_started_at_the_last_moment_is_ended() -> None:
     ) as child:
         assert child.stdout
         assert child.stdout.readline() == "ready\n"
-        processes.end([child.pid], term_s=1)
+        processes.end([child.pid], term_s=30)
         orphan = int(child.stdout.readline())
         assert not alive(orphan)
 
@@ -65,7 +65,7 @@ DETACHED_LATE = """
 import os, signal, subprocess, time
 def late(number, frame):
     os.setsid()
-    subprocess.Popen(["sh", "-c", "trap '' TERM; echo $$; while :; do sleep 0.1; done"])
+    print(subprocess.Popen(["sleep", "60"]).pid, flush=True)
     os._exit(0)
 if not os.fork():
     signal.signal(signal.SIGTERM, late)
@@ -80,7 +80,7 @@ def test_what_a_worker_started_in_a_session_that_nobody_saw_is_ended() -> None:
     ) as child:
         assert child.stdout
         assert child.stdout.readline() == "ready\n"
-        processes.end([child.pid], term_s=1)
+        processes.end([child.pid], term_s=30)
         orphan = int(child.stdout.readline())
         assert not alive(orphan)
 
@@ -109,6 +109,7 @@ def late(number, frame):
         os._exit(0)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.setsid()
+    print("forked", flush=True)
     time.sleep(60)
 signal.signal(signal.SIGTERM, late)
 print("ready", flush=True)
@@ -125,6 +126,7 @@ def test_a_worker_that_was_forked_while_its_parent_ended_is_found_by_its_argumen
         assert child.stdout.readline() == "ready\n"
         child.send_signal(signal.SIGTERM)
         child.wait()
+        assert child.stdout.readline() == "forked\n"
         (orphan,) = processes.running(argument)
         assert orphan != child.pid
         processes.end([orphan])
