@@ -11,12 +11,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 from loopback import Sshd, sshd
+from patience import until
 
 from orchestrator.ansible_cfg import Settings
 from orchestrator.converge import SILENCE, Progress, converge
@@ -44,7 +45,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     left = os.listdir(folder)
     shutil.rmtree(folder)
     assert left == []
-    assert processes_with(folder) == []
+    until(lambda: not processes_with(folder), limit_s=20)  # ssh tells that it ends, then it does; else it stays for 60
 
 
 def processes_with(text: str) -> list[str]:
@@ -130,11 +131,12 @@ def test_only_the_hosts_of_the_fleet_are_touched() -> None:
 
 
 def test_a_host_without_an_answer_is_unreachable_and_not_failed() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
     on = fleet("h1")
-    Path("hosts.ini").write_text(f"[kvm_hosts]\nh1 ansible_host=127.0.0.1 ansible_port={port}\n")
-    (result,) = converge(playbook("- ansible.builtin.ping:"), on, AnsibleOptions())
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        Path("hosts.ini").write_text(f"[kvm_hosts]\nh1 ansible_host=127.0.0.1 ansible_port={port}\n")
+        (result,) = converge(playbook("- ansible.builtin.ping:"), on, AnsibleOptions())
     assert result.outcome == "unreachable"
     assert result.failure
     assert "Connection refused" in result.failure.message
@@ -186,7 +188,7 @@ def test_ssh_connections_that_ansible_keeps_open_end_with_the_run(ssh_fleet: tup
     kept: set[str] = set()
 
     def look(progress: Progress) -> None:
-        kept.update(socket.name for socket in place.glob("*/cp/*"))
+        kept.update(socket.stem for socket in place.glob("*/cp/*"))  # it gets its name once it listens
 
     tasks = "- ansible.builtin.ping:\n- ansible.builtin.ping:"
     (result,) = converge(playbook(tasks), ssh_fleet[1], AnsibleOptions(), on_event=look)
@@ -386,8 +388,11 @@ def test_passwords_are_in_no_argument_and_in_no_environment() -> None:
     def look(progress: Progress) -> None:
         if progress.outcome == "start":
             seen.append(bool(processes_with("ansible-playbook")) and not processes_with(SECRET))
+            Path(f"seen{len(seen)}").touch()
 
-    tasks = "- ansible.builtin.command: sleep 0.5\n- ansible.builtin.command: sleep 0.5"
+    tasks = "".join(
+        f"- ansible.builtin.wait_for: {{path: {Path(f'seen{number}').absolute()}, sleep: 1}}\n" for number in (1, 2)
+    )
     secrets = Secrets(connection=SECRET, become=SECRET)
     converge(playbook(tasks), fleet("h1"), AnsibleOptions(), secrets=secrets, on_event=look)
     assert seen == [True, True]
@@ -485,7 +490,7 @@ def test_cancelling_ends_ansible_its_workers_and_what_they_started() -> None:
     began = time.monotonic()
     with pytest.raises(Interrupted):
         converge(playbook(SLEEP), fleet("h1", "h2"), AnsibleOptions(), cancelled=cancelled)
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 97, "they slept to their end"
     assert processes_with(ASLEEP) == []
 
 
@@ -535,13 +540,6 @@ def test_a_run_whose_kvmfleet_was_killed_works_on_no_host_any_more(place: Path) 
         killed.kill()
     until(lambda: not processes_with(str(folder)))
     shutil.rmtree(folder)
-
-
-def until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
 
 
 def test_a_daemon_that_a_task_started_outlives_the_run(tmp_path: Path) -> None:

@@ -6,14 +6,14 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from patience import until
 
-from orchestrator import ansible_cfg, inventory, paths
+from orchestrator import ansible_cfg, inventory, paths, processes
 from orchestrator.ansible_cfg import Settings
 from orchestrator.ansible_read import explain
 from orchestrator.errors import InventoryError
@@ -435,29 +435,22 @@ def test_an_answer_that_is_no_json_is_an_error() -> None:
         inventory.decode(b"[WARNING] hello {}", NO_OPTIONS, NO_SETTINGS)
 
 
+LASTS = f"93.{os.getpid()}"  # seconds that nobody else sleeps
+
+
 def test_a_hanging_script_is_ended_and_named() -> None:
-    write("#!/bin/sh\nsleep 93.75\n", "s", 0o755)
+    write(f"#!/bin/sh\nsleep {LASTS}\n", "s", 0o755)
     with pytest.raises(InventoryError, match="within 2 s"):
         inventory.load(AnsibleOptions(inventory=("s",)), timeout_s=2)
-    time.sleep(0.1)
-    assert not running("sleep", "93.75")
-
-
-def running(*command: str) -> bool:
-    commands = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if p.exists()]
-    return "".join(f"{word}\0" for word in command).encode() in commands
+    until(lambda: not processes.running(LASTS))
 
 
 def test_ansible_reads_while_its_caller_works_and_ends_with_it() -> None:
-    write("#!/bin/sh\nexec sleep 93.25\n", "s", 0o755)
-    options, deadline_s = AnsibleOptions(inventory=("s",)), time.monotonic() + 60
-    with suppress(KeyboardInterrupt), inventory.reading(options):
-        while not running("sleep", "93.25"):
-            assert time.monotonic() < deadline_s
-            time.sleep(0.1)
+    write(f"#!/bin/sh\nexec sleep {LASTS}\n", "s", 0o755)
+    with suppress(KeyboardInterrupt), inventory.reading(AnsibleOptions(inventory=("s",))):
+        until(lambda: processes.running(LASTS))
         raise KeyboardInterrupt
-    time.sleep(0.1)
-    assert not running("sleep", "93.25")
+    until(lambda: not processes.running(LASTS))
 
 
 def test_a_file_in_the_current_folder_is_not_taken_for_a_module_of_ansible() -> None:
