@@ -6,11 +6,12 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from patience import until
 
 from orchestrator.inventory import Host
 
@@ -64,43 +65,54 @@ class Sshd:
 def sshd(folder: Path, *addresses: str, force: str = "", more: str = "") -> Iterator[Sshd]:
     """`force` is a shell command that runs instead of what the client asked for, which is in SSH_ORIGINAL_COMMAND."""
     folder.mkdir(exist_ok=True)
-    server = Sshd(folder, addresses or ("127.0.0.1",), _free_port())
-    make_key(folder / "host_key")
-    make_key(server.key)
-    server.trust(folder / "host_key")
-    if force:
-        script = folder / "force"
-        script.write_text(f"#!/bin/sh\n{force}\n")
-        script.chmod(0o755)
-        more += f"\nForceCommand {script}"
-    listen = "\n".join(f"ListenAddress {address}" for address in server.addresses)
-    config = folder / "sshd_config"
-    config.write_text(CONFIG.format(port=server.port, listen=listen, folder=folder, more=more))
-    if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-    assert SSHD, "openssh-server is not installed"
-    process = server.process = subprocess.Popen([SSHD, "-D", "-e", "-f", str(config)], start_new_session=True)
+    with _held_port() as port:
+        server = Sshd(folder, addresses or ("127.0.0.1",), port)
+        make_key(folder / "host_key")
+        make_key(server.key)
+        server.trust(folder / "host_key")
+        if force:
+            script = folder / "force"
+            script.write_text(f"#!/bin/sh\n{force}\n")
+            script.chmod(0o755)
+            more += f"\nForceCommand {script}"
+        listen = "\n".join(f"ListenAddress {address}" for address in server.addresses)
+        config = folder / "sshd_config"
+        config.write_text(CONFIG.format(port=port, listen=listen, folder=folder, more=more))
+        process = server.process = _started(server, config)
     try:
-        _wait(server, process)
         yield server
     finally:
         process.terminate()
         process.wait()
 
 
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+@contextmanager
+def _held_port() -> Iterator[int]:
+    """A port that nobody else is given. Only who binds to it as sshd does, with this option, gets it as well."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("", 0))
+        yield held.getsockname()[1]
 
 
-def _wait(server: Sshd, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(200):
-        assert process.poll() is None, "sshd ended at once"
-        try:
-            socket.create_connection((server.addresses[-1], server.port), timeout=1).close()
-        except OSError:
-            time.sleep(0.02)
-        else:
-            return
-    raise AssertionError("sshd does not listen")
+def _started(server: Sshd, config: Path) -> subprocess.Popen[bytes]:
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+    assert SSHD, "openssh-server is not installed"
+    process = subprocess.Popen([SSHD, "-D", "-e", "-f", str(config)], start_new_session=True)
+    try:
+        until(lambda: _listens(server, process))
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    return process
+
+
+def _listens(server: Sshd, process: subprocess.Popen[bytes]) -> bool:
+    assert process.poll() is None, "sshd ended at once"
+    try:
+        socket.create_connection((server.addresses[-1], server.port), timeout=1).close()
+    except OSError:
+        return False
+    return True
