@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import msgspec
 import pytest
 from evidence import lasting
 from loopback import SSHD, Sshd, make_key, sshd
+from patience import longer, until
 
 from orchestrator import payload
 from orchestrator.collect import ask_all, ask_each, collect
@@ -524,10 +525,12 @@ def test_a_host_whose_login_shell_hangs_is_given_up_when_it_was_silent_for_long(
     assert not answer.unreachable
 
 
-def test_a_host_that_works_for_long_is_not_silent(honest: Sshd) -> None:
-    program = b"import time; time.sleep(4)\n" + PROGRAM
-    question = msgspec.structs.replace(QUESTION, program=program, silence_s=3.0, timeout_s=60.0)
-    (answer,) = ask(honest.host(), question=question)
+def test_a_host_that_works_for_long_is_not_silent(honest: Sshd, tmp_path: Path) -> None:
+    mark = tmp_path / "began"
+    for silence_s in longer(3.0, mark.exists):
+        program = f"import time; open({str(mark)!r}, 'w').close(); time.sleep({silence_s + 1})\n".encode()
+        question = msgspec.structs.replace(QUESTION, program=program + PROGRAM, silence_s=silence_s, timeout_s=180.0)
+        (answer,) = ask(honest.host(), question=question)
     assert answer.problem == ""
 
 
@@ -541,20 +544,24 @@ def test_a_local_program_that_cannot_begin_is_given_up_too(tmp_path: Path) -> No
 
 
 def test_an_sshd_that_stops_in_the_middle_is_given_up_when_it_was_silent_for_long(honest: Sshd, tmp_path: Path) -> None:
-    program = """
+    stopped = tmp_path / "stopped"
+    program = f"""
 import os, signal, time
 sshd = os.getppid()
-while "sshd" not in open(f"/proc/{sshd}/comm").read():
-    sshd = int(open(f"/proc/{sshd}/stat").read().rpartition(")")[2].split()[1])
+while "sshd" not in open(f"/proc/{{sshd}}/comm").read():
+    sshd = int(open(f"/proc/{{sshd}}/stat").read().rpartition(")")[2].split()[1])
+os.symlink(str(sshd), {str(stopped)!r})
 os.kill(sshd, signal.SIGSTOP)
-time.sleep(8)
-os.kill(sshd, signal.SIGCONT)
+time.sleep(20)
 """
-    question = msgspec.structs.replace(QUESTION, program=program.encode(), silence_s=2.0, timeout_s=60.0)
-    (answer,) = ask(honest.host(variables={"ansible_become": os.geteuid() == 0}), question=question)
+    host = honest.host(variables={"ansible_become": os.geteuid() == 0})
+    for silence_s in longer(2.0, stopped.is_symlink):
+        question = msgspec.structs.replace(QUESTION, program=program.encode(), silence_s=silence_s, timeout_s=60.0)
+        (answer,) = ask(host, question=question)
+    os.kill(int(os.readlink(stopped)), signal.SIGKILL)
     assert answer.unreachable
     assert "nothing was heard from 127.0.0.1" in answer.problem
-    assert "for 2 s, after it had let us in" in answer.problem
+    assert f"for {silence_s:g} s, after it had let us in" in answer.problem
 
 
 def test_dead_hosts_of_every_kind_do_not_keep_the_turns_from_the_others(
@@ -621,17 +628,19 @@ with open({str(log)!r}, "a") as log:
     assert took_s < 60
 
 
-def test_a_listener_that_waits_makes_no_host_late(honest: Sshd) -> None:
-    """As one does whose database somebody else is writing to. The time-out is for what a host takes."""
-    found = []
+def test_a_listener_that_waits_makes_no_host_late(honest: Sshd, tmp_path: Path) -> None:
+    """As one does whose database somebody else is writing to: another host begins meanwhile, and is served."""
+    heard, served = tmp_path / "heard", tmp_path / "served"
 
     def slow(answer: Collected) -> None:
-        time.sleep(1.2 if len(found) in (1, 3, 5) else 0)
-        found.append(answer.problem)
+        heard.touch()
+        until(served.exists, limit_s=LONG_S / 2)
 
-    hosts = [honest.host(f"hv{i}", connect_timeout_s=1) for i in range(12)]
-    ask_each(hosts, QUESTION, AnsibleOptions(forks=4), on_answer=slow)
-    assert found == [""] * 12
+    slowly = f'until test -e {heard}; do sleep 0.05; done; sh -c "$SSH_ORIGINAL_COMMAND" && touch {served}'
+    question = msgspec.structs.replace(QUESTION, timeout_s=LONG_S, silence_s=LONG_S)
+    with sshd(tmp_path / "late", force=slowly) as late:
+        answers = ask_all([honest.host("hv1"), late.host("hv2")], question, AnsibleOptions(), on_answer=slow)
+    assert [answer.problem for answer in answers] == ["", ""]
 
 
 def test_what_a_listener_raises_ends_the_run_and_reaches_the_caller(honest: Sshd) -> None:
@@ -662,35 +671,41 @@ def kept_evidence() -> int:
     return sum(isinstance(thing, Evidence) and thing.asked_at_s > 0 for thing in gc.get_objects())
 
 
+def give_up(program: str, mark: Path) -> Collected:
+    """A program on this machine that never ends, and leaves this link when it has begun."""
+    here = msgspec.structs.replace(LOCAL, variables={"ansible_become": os.geteuid() == 0})
+    for timeout_s in longer(2.0, mark.is_symlink):
+        (answer,) = ask(here, question=msgspec.structs.replace(QUESTION, program=program.encode(), timeout_s=timeout_s))
+    return answer
+
+
 def test_a_hanging_local_program_leaves_no_process_behind(tmp_path: Path) -> None:
-    mark = tmp_path / "pid"
+    child = tmp_path / "child"
     program = f"""
-import subprocess
-child = subprocess.Popen(["sleep", "30"])
-open({str(mark)!r}, "w").write(str(child.pid))
+import os, subprocess
+child = subprocess.Popen(["sleep", "90"])
+os.symlink(str(child.pid), {str(child)!r})
 child.wait()
 """
-    question = msgspec.structs.replace(QUESTION, program=program.encode(), timeout_s=2.0)
-    (answer,) = ask(msgspec.structs.replace(LOCAL, variables={"ansible_become": os.geteuid() == 0}), question=question)
-    assert "no evidence within 2 s" in answer.problem
-    assert has_ended(int(mark.read_text()))
+    assert "no evidence within " in give_up(program, child).problem
+    until(lambda: has_ended(int(os.readlink(child))))
 
 
 def test_a_local_program_that_is_given_up_may_clean_up(tmp_path: Path) -> None:
-    mark = tmp_path / "guest"
+    began, guest = tmp_path / "began", tmp_path / "guest"
     program = f"""
 import os, signal, time
 def clean(*_):
     time.sleep(0.3)
-    os.unlink({str(mark)!r})
+    os.unlink({str(guest)!r})
     os._exit(0)
 signal.signal(signal.SIGTERM, clean)
-open({str(mark)!r}, "w").close()
-time.sleep(30)
+open({str(guest)!r}, "w").close()
+os.symlink("guest", {str(began)!r})
+time.sleep(90)
 """
-    question = msgspec.structs.replace(QUESTION, program=program.encode(), timeout_s=2.0)
-    ask(msgspec.structs.replace(LOCAL, variables={"ansible_become": os.geteuid() == 0}), question=question)
-    assert not mark.exists()
+    give_up(program, began)
+    assert not guest.exists()
 
 
 def test_a_local_flood_is_not_read(tmp_path: Path) -> None:
@@ -701,15 +716,10 @@ def test_a_local_flood_is_not_read(tmp_path: Path) -> None:
 
 
 def has_ended(pid: int) -> bool:
-    for _ in range(100):
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except FileNotFoundError:
-            return True
-        if state == "Z":
-            return True
-        time.sleep(0.02)
-    return False
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def test_an_interrupt_ends_everything_promptly(honest: Sshd, tmp_path: Path) -> None:
@@ -718,7 +728,7 @@ def test_an_interrupt_ends_everything_promptly(honest: Sshd, tmp_path: Path) -> 
     program = f"""
 import os, time
 open({str(mark)!r}, "a").write("%s %d\\n" % ("there" if "SSH_CONNECTION" in os.environ else "here", os.getpid()))
-time.sleep(30)
+time.sleep(90)
 """
     root = os.geteuid() == 0
     script = f"""
@@ -740,32 +750,21 @@ except KeyboardInterrupt:
     sys.exit(42)
 """
     with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) as child:
-        wait_for(lambda: mark.exists() and len(mark.read_text().splitlines()) == 2)
-        start = time.monotonic()
+        until(lambda: mark.exists() and len(mark.read_text().splitlines()) == 2)
         child.send_signal(signal.SIGINT)
-        _, errors = child.communicate(timeout=30)
-        took = time.monotonic() - start
+        _, errors = child.communicate(timeout=60)
     assert child.returncode == 42, errors
     assert errors == ""
-    assert took < 20
     pids = dict(line.split() for line in mark.read_text().splitlines())
     assert set(pids) == {"here", "there"}
-    assert has_ended(int(pids["here"]))
-
-
-def wait_for(answer: Callable[[], bool]) -> None:
-    for _ in range(1500):
-        if answer():
-            return
-        time.sleep(0.02)
-    raise AssertionError("it never happened")
+    until(lambda: has_ended(int(pids["here"])))
 
 
 @pytest.fixture
 def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     path = tmp_path / "agent"
     with subprocess.Popen(["ssh-agent", "-D", "-a", str(path)], stdout=subprocess.DEVNULL) as process:
-        wait_for(path.exists)
+        until(path.exists)
         monkeypatch.setenv("SSH_AUTH_SOCK", str(path))
         yield
         process.terminate()

@@ -24,7 +24,8 @@ import msgspec
 import pytest
 from ansible.parsing.vault import VaultLib, VaultSecret
 from loopback import SSHD, Sshd, make_key, sshd
-from test_collect import has_ended, pretend, wait_for
+from patience import longer, until
+from test_collect import has_ended, pretend
 
 from orchestrator import ansible_cfg, inventory, payload
 from orchestrator.ansible_cfg import Settings
@@ -146,7 +147,7 @@ def plain(world: World) -> Words:
 @contextmanager
 def agent(path: Path, key: Path) -> Iterator[None]:
     with subprocess.Popen(["ssh-agent", "-D", "-a", str(path)], stdout=subprocess.DEVNULL) as process:
-        wait_for(path.exists)
+        until(path.exists)
         subprocess.run(["ssh-add", "-q", str(key)], check=True, env=os.environ | {"SSH_AUTH_SOCK": str(path)})
         yield
         process.terminate()
@@ -563,9 +564,12 @@ def test_ssh_arguments_may_be_stricter_about_host_keys_than_the_ssh_configuratio
 
 
 def test_a_proxycommand_that_leads_nowhere_is_named_and_ends_with_its_host(world: World, tmp_path: Path) -> None:
-    hangs = config(f"ProxyCommand sh -c 'echo $$ > {tmp_path}/pid; sleep 60'")
-    assert "(through its ProxyCommand) did not answer within 1 s" in ends(world, v(ansible_timeout=1) | hangs)
-    assert has_ended(int((tmp_path / "pid").read_text()))
+    began = tmp_path / "began"
+    hangs = config(f"ProxyCommand sh -c 'ln -s $$ {began}; sleep 90'")
+    for timeout_s in longer(1, began.is_symlink):
+        late = f"(through its ProxyCommand) did not answer within {timeout_s} s"
+        assert late in ends(world, v(ansible_timeout=timeout_s) | hangs)
+    until(lambda: has_ended(int(os.readlink(began))))
     assert "(through its ProxyCommand) closed the connection" in ends(world, config("ProxyCommand /nonexistent"))
 
 
