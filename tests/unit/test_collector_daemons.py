@@ -135,6 +135,7 @@ def test_the_version_is_that_of_the_program() -> None:
 def test_a_daemon_that_never_answers_costs_its_time_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stopped libvirtd accepts through its socket, and virsh waits: what else would be asked is not asked."""
     asked = tmp_path / "asked"
+    asked.touch()  # for a virsh that is ended before it could
     (tmp_path / "virsh").write_text(f'#!/bin/sh\necho "$@" >> {asked}\nexec /bin/sleep 60\n')
     (tmp_path / "virsh").chmod(0o755)
     monkeypatch.setattr(shell, "PATH", str(tmp_path))
