@@ -17,9 +17,10 @@ import msgspec
 import pytest
 from evidence import host as evidence_of
 from learned import result
+from patience import until
 
 import orchestrator
-from orchestrator import doctor, inventory, recording, rollout
+from orchestrator import doctor, inventory, processes, recording, rollout
 from orchestrator.cli.main import cli, main
 from orchestrator.cli.options import PROFILES, BootType
 from orchestrator.cli.output import Output, Reports
@@ -334,8 +335,8 @@ def test_an_interruption_exits_130(run, monkeypatch, interruption):
 @pytest.mark.ansible
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_what_was_started_and_exits_130(tmp_path, number):
-    script, asleep = tmp_path / "inventory", f"sleep 4711.{os.getpid()}"
-    script.write_text(f"#!/bin/sh\ntouch {tmp_path}/begun\nexec {asleep}\n")
+    script, lasts = tmp_path / "inventory", f"4711.{os.getpid()}"
+    script.write_text(f"#!/bin/sh\ntouch {tmp_path}/begun\nexec sleep {lasts}\n")
     script.chmod(0o755)
     with subprocess.Popen(
         ["env", "--default-signal", *COMMAND, "validate", "-i", str(script)], stderr=subprocess.PIPE, text=True
@@ -346,7 +347,7 @@ def test_a_signal_ends_what_was_started_and_exits_130(tmp_path, number):
         _, err = child.communicate(timeout=60)
     assert child.returncode == 130, err
     assert err.strip() == "kvmfleet: interrupted"
-    assert subprocess.run(["pgrep", "-f", asleep], check=False, stdout=subprocess.DEVNULL).returncode == 1
+    until(lambda: not processes.running(lasts))
 
 
 def test_ctrl_c_while_it_starts_leaves_no_traceback(tmp_path):
