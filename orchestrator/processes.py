@@ -72,9 +72,11 @@ class _Family:
         table = _table() if self._members else {}
         while True:
             parents = {process.pid for process in self._members & table.keys()}
-            self._sessions |= {table[process].session for process in self._members & table.keys()}
-            self._sessions |= {process.pid for process in self._members}  # what it led after we looked at it
-            self._sessions.discard(os.getsid(0))  # ours: a root that shares it is the caller's mistake, not our end
+            numbers = {process.pid for process in self._members}  # what it led after we looked at it
+            again = numbers & {process.pid for process in table.keys() - self._members}  # given to others since
+            self._sessions |= {table[process].session for process in self._members & table.keys()} | numbers
+            # Ours, too, stays: a root that shares it is the caller's mistake, not our end.
+            self._sessions -= {os.getsid(0), *again}
             joined = {p for p, place in table.items() if place.parent in parents or place.session in self._sessions}
             if joined <= self._members:
                 return self._members & table.keys()

@@ -8,7 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from orchestrator import processes
+
+ROOT = Path(__file__).resolve().parents[2]
 
 STUBBORN = """
 import os, signal, subprocess, sys
@@ -83,6 +87,44 @@ def test_what_a_worker_started_in_a_session_that_nobody_saw_is_ended() -> None:
         processes.end([child.pid], term_s=30)
         orphan = int(child.stdout.readline())
         assert not alive(orphan)
+
+
+# As the first process of its own small world, which may say what number comes next.
+REUSED = """
+import subprocess, sys, threading, time
+from orchestrator import processes
+root = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE, text=True, start_new_session=True)
+number = int(root.stdout.readline())
+time.sleep(0.1)  # no two processes have a number within one tick of the clock
+ending = threading.Thread(target=processes.end, args=([root.pid],), kwargs={"term_s": 2})
+ending.start()
+assert root.stdout.readline() == "reaped\\n"
+with open("/proc/sys/kernel/ns_last_pid", "w") as last:
+    last.write(str(number - 1))
+other = subprocess.Popen(["sleep", "60"], start_new_session=True)
+ending.join()
+print(root.wait(), other.pid == number, other.poll())
+"""
+
+OUTLIVES_ITS_CHILD = """
+import signal, subprocess, time
+signal.signal(signal.SIGTERM, lambda *_: None)
+child = subprocess.Popen(["sleep", "60"])
+print(child.pid, flush=True)
+child.wait()
+print("reaped", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_number_that_was_given_to_another_process_meanwhile_does_not_end_that_one() -> None:
+    unshare = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    chooses = [*unshare, "sh", "-c", "echo 100 > /proc/sys/kernel/ns_last_pid"]
+    if subprocess.run(chooses, capture_output=True, check=False).returncode:
+        pytest.skip("this kernel does not let us choose a number")
+    command = [*unshare, sys.executable, "-c", REUSED, OUTLIVES_ITS_CHILD]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert (done.stdout, done.stderr) == ("-9 True None\n", "")
 
 
 def test_what_left_the_session_is_a_daemon_and_stays() -> None:
