@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "unit"))  # where evidence for tests is made
 
 CHROMIUM = shutil.which("chromium")
+
+expect.set_options(timeout=30_000)  # ms, as for all else that is waited for
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
