@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SECRET = f"hunter2-and-more-{os.getpid()}"
 PLAIN = Settings()
 SLEEP = f"- name: Sleep\n  ansible.builtin.command: sleep 97.{os.getpid()}"
-ASLEEP = f"sleep\x0097.{os.getpid()}"
+ASLEEP = f"sleep\x0097.{os.getpid()}\0"
 SLEPT_THERE = "- ansible.builtin.command: sleep 20"  # a host's own process goes on when we end
 
 
