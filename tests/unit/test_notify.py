@@ -65,7 +65,8 @@ class Receiver(ThreadingHTTPServer):
         self.over = threading.Event()
 
     def url(self, path: str = SECRET) -> str:
-        return f"json://user:{SECRET}@127.0.0.1:{self.server_port}/{path}"
+        """Whose sender bears a machine that stands still for longer than apprise waits for an answer: 4 s."""
+        return f"json://user:{SECRET}@127.0.0.1:{self.server_port}/{path}?rto=60"
 
 
 class Handler(BaseHTTPRequestHandler):
