@@ -23,7 +23,7 @@ import msgspec
 from orchestrator import paths, scratch
 from orchestrator.errors import LabError, LockedError
 from orchestrator.lab import apt, tree
-from orchestrator.lab.command import BOUND, ESCAPE, last_lines
+from orchestrator.lab.command import ESCAPE, bound, last_lines
 from orchestrator.lab.record import USER
 from orchestrator.lab.spec import SYSTEMS, Progress
 
@@ -265,7 +265,8 @@ def _watched(argv: Sequence[str], on_line: Callable[[str], None]) -> tuple[int, 
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
     alone = ("unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc") if os.geteuid() == 0 else ()
-    process = subprocess.Popen([*BOUND, "setsid", "--ctty", *alone, *argv], stdin=theirs, stdout=theirs, stderr=theirs)
+    command = bound(["setsid", "--ctty", *alone, *argv])
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     told: list[str] = []
     try:
