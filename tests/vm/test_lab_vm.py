@@ -19,6 +19,7 @@ import pytest
 from orchestrator.errors import LabError
 from orchestrator.lab import disks, images, labs, processes, record, vm
 from orchestrator.lab.spec import LabSpec
+from tests.hosts.waiting import until
 
 pytestmark = pytest.mark.vm
 
@@ -167,9 +168,10 @@ def test_a_machine_that_dies_is_told_with_the_end_of_its_console(image, monkeypa
 
     def kill(message, fraction=None):
         if message.endswith("starting"):
-            threading.Timer(4, end).start()
+            threading.Thread(target=end).start()
 
     def end():
+        until(lambda: detached("blank"))
         lab = labs.find("blank")
         lab.console(lab.hosts[0]).write_text("Kernel panic - not syncing\n")
         for process in processes.find(vm.PROGRAM, vm._control(lab, lab.hosts[0])):
@@ -185,9 +187,7 @@ def test_a_killed_up_leaves_its_machine_to_the_next_command(image, state):
         for line in up.stdout:
             if line.strip().endswith("starting"):
                 break
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline and not detached("killed"):
-            time.sleep(0.01)
+        until(lambda: detached("killed"))
         up.kill()
     time.sleep(0.5)  # what ends with its maker is gone by then
     assert running("killed"), "a machine is not its maker's child"
@@ -228,9 +228,6 @@ def test_a_killed_build_leaves_no_process_and_no_disk(tmp_path):
             if "extracting" in line:
                 break
         process.kill()
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and mentioning(str(tmp_path)):
-        time.sleep(0.1)
-    assert not mentioning(str(tmp_path))
+    until(lambda: not mentioning(str(tmp_path)))
     images.clean()
     assert not list((tmp_path / "cache").rglob("*.tar"))
