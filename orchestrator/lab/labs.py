@@ -50,6 +50,7 @@ PROVIDERS: dict[str, Provider] = {"container": Container(), "vm": Vm()}
 AUTO = "auto"
 
 _APPEAR_LIMIT_S = 3.0  # from starting a host until its process can be seen
+_GONE_LOOKS = 5  # in a row without its process, until a host has ended: between two boots there is none for a moment
 _STOP_GRACE_S = 4.0
 _PROBE_PAUSE_S = 0.3
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -236,12 +237,13 @@ def _start_all(lab: Lab, provider: Provider, progress: Progress) -> None:
 
 def _await(lab: Lab, host: LabHost, provider: Provider, *, booted_before: str = "") -> None:
     """Returns when the host lets us in, and has booted since the boot that is named by its id."""
-    began, answer, patience_s = time.monotonic(), "", provider.patience_s(lab)
+    began, answer, patience_s, gone = time.monotonic(), "", provider.patience_s(lab), 0
     while (waited_s := time.monotonic() - began) < patience_s:
         answer = _introduce(lab, host, booted_before)
         if not answer:
             return
-        if waited_s > _APPEAR_LIMIT_S and provider.started_at_s(lab, host) is None:
+        gone = gone + 1 if provider.started_at_s(lab, host) is None else 0
+        if waited_s > _APPEAR_LIMIT_S and gone >= _GONE_LOOKS:
             raise LabError(f"{host.name} ended while it started. The end of its console:", hint=_console(lab, host))
         time.sleep(_PROBE_PAUSE_S)
     raise LabError(

@@ -351,6 +351,18 @@ def test_a_reboot_is_over_when_another_boot_answers(paper, tmp_path):
     assert paper.done == []
 
 
+def test_a_host_has_not_ended_while_it_is_between_two_boots(paper, tmp_path, monkeypatch):
+    """Then no process of it is there, for longer on a machine that is busy."""
+    monkeypatch.setattr(labs, "_APPEAR_LIMIT_S", 0.0)
+    monkeypatch.setattr(labs, "_PROBE_PAUSE_S", 0.0)
+    up()
+    rebooting(tmp_path, "one", "one", "", "", "", "", "two")
+    looks = iter([1.0, 1.0, None, None, 1.0, 1.0])  # the first one is before the reboot
+    paper.started_at_s = lambda lab, host: next(looks)
+    labs.reboot("lab", "lab-1", progress=quiet)
+    assert list(looks) == [1.0]
+
+
 def test_a_host_that_does_not_obey_is_stopped_and_started(paper, tmp_path):
     up()
     paper.done.clear()
