@@ -275,7 +275,7 @@ def test_a_bridge_that_leaves_the_list_leaves_the_host_as_it_was(host, provision
     good, said = provision(host)
     assert good, said
     assert "changed=1 " in said, said
-    until_same(lambda: state(host), before[host], limit_s=20)
+    until_same(lambda: state(host), before[host])
     assert "bridge" not in json.loads(on(host, "cat /var/lib/kvmfleet/record.json"))
 
 
@@ -286,7 +286,7 @@ def test_a_change_that_nobody_confirmed_is_taken_back_when_the_host_boots(host, 
     assert f'"manager": "{MANAGERS[host]}"' in said
     assert not nothing_waits(on, host)
     assert kvmfleet("lab", "reboot", host).returncode == 0
-    until_same(lambda: state(host), before[host], limit_s=20)
+    until_same(lambda: state(host), before[host])
     assert nothing_waits(on, host)
     good, said = module(host, confirm=True)
     assert not good
@@ -318,7 +318,7 @@ def test_unprovisioned_hosts_are_what_they_were(provision, kvmfleet, lab, on, st
     done = kvmfleet("unprovision", "-i", lab["inventory"], "--yes")
     assert done.returncode == 0, done.stdout + done.stderr
     for host in MANAGERS:
-        until_same(lambda: state(host), before[host], limit_s=20)  # noqa: B023 # it is called here
+        until_same(lambda: state(host), before[host])  # noqa: B023 # it is called here
         assert on(host, "ls -d /var/lib/kvmfleet 2>/dev/null; true") == ""
 
 

@@ -63,13 +63,13 @@ def test_ctrl_c_ends_everything_and_exits_130(kvmfleet_start, inventory, on, pha
     run = kvmfleet_start(*arguments, "-i", inventory)
     until(lambda: begun(inventory) or run.poll() is not None)
     os.killpg(run.pid, signal.SIGINT)
-    out, err = run.communicate(timeout=60)
+    out, err = run.communicate(timeout=300)
     assert run.returncode == 130, err
     assert "Traceback" not in err
     assert "interrupted" in err
     assert out == ""
     assert processes(inventory) == []
-    until(lambda: not guests(inventory), limit_s=30)  # libvirt ends the guest when its owner is gone
+    until(lambda: not guests(inventory))  # libvirt ends the guest when its owner is gone
     for host in HOSTS:
         assert on(host, "virsh --connect qemu:///system list --all --name").strip() == ""
         assert on(host, "find /var/lib/libvirt -name kvmfleet-proof-\\*") == ""
@@ -158,10 +158,10 @@ def test_a_killed_collector_leaves_no_guest_and_its_files_to_the_next_boot(kvmfl
     run = kvmfleet_start("validate", "-i", inventory, "-l", HOSTS[0], "--json")
     until(lambda: guests(inventory) or run.poll() is not None)
     on(HOSTS[0], 'pkill -KILL -f "^/usr/bin/python3 -I -c import sys"')
-    out, err = run.communicate(timeout=60)
+    out, err = run.communicate(timeout=300)
     assert run.returncode == 1, err
     assert json.loads(out)["hosts"][0]["verdict"] == "unknown"
-    until(lambda: not guests(inventory), limit_s=30)
+    until(lambda: not guests(inventory))
     assert on(HOSTS[0], "virsh --connect qemu:///system list --all --name").strip() == ""
     left = on(HOSTS[0], "find /var/lib/libvirt -name kvmfleet-proof-\\*").split()
     assert left, "nobody was there to remove them"

@@ -32,7 +32,7 @@ def kvmfleet(environment):
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=1800,
+            timeout=3600,
             check=False,
         )
 
