@@ -21,6 +21,7 @@ pytestmark = pytest.mark.hosts
 ROOT = Path(__file__).resolve().parents[2]
 HOST, PYTHON = "story-1", "3.11"  # Debian 12
 CHECKOUT = "/opt/kvm fleet"
+KVMFLEET = (f"{CHECKOUT}/.venv/bin/python", "-P", "-m", "orchestrator")
 FOLDER = """/srv/it's "100%" $x"""
 STATE = "/root/.local/state/kvmfleet"
 INVENTORY = f"kvm_hosts: {{hosts: {{{HOST}: {{ansible_connection: local}}}}}}\n"
@@ -87,7 +88,7 @@ def controller(inside, kvmfleet, inventory, environment):
         sqlite3.connect(state / "history.sqlite3") as theirs,
     ):
         ours.backup(theirs)
-    yield lambda *words: inside(shlex.join([f"{CHECKOUT}/.venv/bin/python", "-P", "-m", "orchestrator", *words]))
+    yield lambda *words: inside(shlex.join([*KVMFLEET, *words]))
     inside("systemctl stop mute.service")
     inside(f"rm -rf {shlex.quote(CHECKOUT)} {shlex.quote(FOLDER)} {STATE} /root/.ansible /root/step")
 
@@ -102,6 +103,17 @@ def libraries(target):
         asked = [f"--python-version={PYTHON}", f"--target={target}", "--upgrade", f"-r{ROOT}/requirements.lock"]
         subprocess.run([*pip, *asked], stdin=subprocess.DEVNULL, check=True)
     (target / "kvmfleet.pth").write_text(f"{CHECKOUT}\n")
+
+
+@pytest.fixture
+def mute(inside):
+    """Starts what listens and says nothing."""
+
+    def start():
+        inside(f"systemd-run --quiet --collect --unit=mute python3 -c {shlex.quote(LISTEN)}")
+        until(lambda: inside("ss -Hltn sport = :2222").stdout)
+
+    return start
 
 
 @pytest.fixture
@@ -139,6 +151,8 @@ def test_installing_again_changes_what_is_there_and_the_timer_runs_it(controller
     done = controller("schedule", "install", "-i", "hosts.yml", "--every", "1d")
     assert "drift: when: *-*-* *:*:00/15 → every 1d" in done.stderr
     assert controller("schedule", "install", "-i", "hosts.yml", "--every", "1d").stderr.startswith("drift: unchanged")
+    state = "systemctl show --property=ActiveState --value kvmfleet-drift.service"
+    until(lambda: inside(state).stdout == "inactive\n")  # a run may have begun just before the timer was another one
 
 
 def test_drift_is_shown_and_is_no_failure_of_the_service(controller, inside, status):
@@ -179,21 +193,32 @@ def test_the_timer_tells_a_transition_once_and_a_repeat_never(controller, inside
 
 
 def test_a_sealed_service_looks_at_hosts_over_ssh_and_systemd_finds_it_sealed(controller, inside, status):
-    inside(f"systemd-run --quiet --collect --unit=mute python3 -c {shlex.quote(LISTEN)}")
-    done = controller("schedule", "install", "-i", "silent.yml", "-T", "20", "--every", "1d", "--name", "silent")
+    done = controller("schedule", "install", "-i", "silent.yml", "-T", "600", "--every", "1d", "--name", "silent")
     assert done.returncode == 0, done.stderr
     assert "not sealed" not in done.stderr
     said = inside("systemd-analyze security --no-pager kvmfleet-silent.service").stdout
     assert float(re.search(r"exposure level for kvmfleet-silent.service: ([\d.]+)", said)[1]) < 3
 
 
-def test_runs_of_one_schedule_never_overlap(controller, inside, status):
+# The second run says that it waits for the first, then the silent host hangs up, which ends the first.
+JOINED = f"""
+{shlex.join(KVMFLEET)} schedule run-now silent 2> said &
+for try in $(seq 1000); do grep -q "waiting for that run" said && break; sleep 0.3; done
+systemctl stop mute.service
+wait $!; code=$?
+cat said >&2; rm said
+exit $code
+"""
+
+
+def test_runs_of_one_schedule_never_overlap(controller, inside, status, mute):
+    mute()
     inside("systemctl start --no-block kvmfleet-silent.service")
     until(lambda: status("silent")[1]["running_since_s"] is not None)
-    beside = controller("schedule", "run", "--name", "silent", "-i", "silent.yml", "-T", "20")
+    beside = controller("schedule", "run", "--name", "silent", "-i", "silent.yml", "-T", "600")
     assert (beside.returncode, beside.stdout) == (1, "")
     assert "schedule silent: a run of it goes on (process " in beside.stderr
-    joined = controller("schedule", "run-now", "silent")
+    joined = inside(JOINED)
     assert "is running already; waiting for that run" in joined.stderr
     assert joined.returncode == 1
     assert "silent: unreachable" in joined.stdout
@@ -219,7 +244,8 @@ def test_a_run_that_was_missed_is_caught_up(inside, status):
     inside("rm -r /run/systemd/system/kvmfleet-drift.timer.d; systemctl daemon-reload")
 
 
-def test_a_run_that_is_killed_is_not_taken_for_the_one_before(inside, status):
+def test_a_run_that_is_killed_is_not_taken_for_the_one_before(inside, status, mute):
+    mute()
     inside("systemctl start --no-block kvmfleet-silent.service")
     until(lambda: status("silent")[1]["running_since_s"] is not None)
     inside("systemctl kill --signal=KILL kvmfleet-silent.service")
