@@ -8,7 +8,16 @@ from orchestrator.lab.faults.libvirt import QEMU
 PROGRAM = "/usr/bin/qemu-system-x86_64"
 EMULATOR = f"{PROGRAM} -machine none -nodefaults -display none"
 UNIT = "kvmfleet-drill-guest"
-GUEST = f"systemd-run --quiet --collect --unit={UNIT} --property=SuccessExitStatus=143"
+GUEST = f"systemd-run --quiet --collect --unit={UNIT} --property=Type=exec --property=SuccessExitStatus=143"
+"""Returns when the program is executed."""
+
+SANDBOXED = f"""
+filters() {{ sed -n 's/^Seccomp_filters:.//p' "/proc/$1/status"; }}
+pid=$(systemctl show -P MainPID {UNIT})
+while [ "$(filters "$pid")" -le "$(filters $$)" ]; do sleep 0.1; done
+"""
+"""Until it has begun with its sandbox, or has ended."""
+
 LISTENER = """\
 systemd-run --quiet --collect --unit=kvmfleet-drill-listener python3 -c '
 import socket, time
@@ -21,14 +30,14 @@ FAULTS = (
         id="guest-as-root",
         says="A QEMU runs as root.",
         check="security.user",
-        inject=f"{GUEST} {EMULATOR} -sandbox on; sleep 0.3",
+        inject=f"{GUEST} {EMULATOR} -sandbox on{SANDBOXED}",
         heal=f"systemctl stop {UNIT} || true",
     ),
     Fault(
         id="guest-without-sandbox",
         says="A QEMU runs without its sandbox.",
         check="security.sandbox",
-        inject=f"{GUEST} --uid=libvirt-qemu {EMULATOR}; sleep 0.3",
+        inject=f"{GUEST} --uid=libvirt-qemu {EMULATOR}",
         heal=f"systemctl stop {UNIT} || true",
         needs=("security/sandbox",),
     ),
@@ -44,7 +53,7 @@ FAULTS = (
         id="guest-on-removed-qemu",
         says="A guest runs on a QEMU that was replaced since.",
         check="qemu.current",
-        inject=f"{GUEST} --uid=libvirt-qemu {EMULATOR} -sandbox on; sleep 0.3\n"
+        inject=f"{GUEST} --uid=libvirt-qemu {EMULATOR} -sandbox on{SANDBOXED}"
         f"keep {PROGRAM}; cp -a {PROGRAM} {PROGRAM}.new; mv -f {PROGRAM}.new {PROGRAM}",
         heal=f"systemctl stop {UNIT} || true; back {PROGRAM}",
     ),
