@@ -179,7 +179,7 @@ def test_a_bridge_that_nobody_confirms_and_one_that_cuts_the_connection_do_not_s
     good, said = module("host_bridges", "--check", bridges=[{**BR0, "addresses": ["192.0.2.9/24"]}])
     assert not good
     assert "the connection to this host goes through host0 to" in said
-    good, said = module("host_bridges", bridges=[BR0], rollback_after=3)
+    good, said = module("host_bridges", bridges=[BR0], rollback_after=10)
     assert good, said
     assert '"br0: made"' in said
     until(lambda: on(HOST, "ip -br addr show host0; ls /etc/systemd/network") == before)
