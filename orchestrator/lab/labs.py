@@ -53,6 +53,7 @@ _APPEAR_LIMIT_S = 3.0  # from starting a host until its process can be seen
 _GONE_LOOKS = 5  # in a row without its process, until a host has ended: between two boots there is none for a moment
 _STOP_GRACE_S = 4.0
 _PROBE_PAUSE_S = 0.3
+_PROBE_LIMIT_S = 5.0  # for a connection to a host that starts; it is tried again
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _CONSOLE_SHOWN_BYTES = 16384
 
@@ -254,8 +255,9 @@ def _await(lab: Lab, host: LabHost, provider: Provider, *, booted_before: str = 
 
 def _introduce(lab: Lab, host: LabHost, booted_before: str) -> str:
     """Tells a host the names of all hosts, which proves ssh and sudo as well; "" or why it did not work."""
+    command = f"cat {_BOOT_ID}; sudo -n tee /etc/hosts"
     try:
-        told = ask(lab, host, f"cat {_BOOT_ID}; sudo -n tee /etc/hosts", stdin=access.hosts_file(lab))
+        told = ask(lab, host, command, stdin=access.hosts_file(lab), connect_s=_PROBE_LIMIT_S)
     except LabError as e:
         return e.hint or e.message
     return "it has not gone down yet" if booted_before and told.startswith(booted_before) else ""
@@ -268,14 +270,16 @@ def ask(
     *,
     stdin: str | None = None,
     timeout_s: float = 30,
+    connect_s: float | None = None,
     ok: tuple[int, ...] = (0,),
 ) -> str:
-    """Runs a command as the lab's user on a host; gives what it printed.
+    """Runs a command as the lab's user on a host; gives what it printed. The connection has all the time, or less.
 
     Raises:
         LabError: It ended with another code, the end of what it said is the hint; or there was no connection, 255.
     """
-    argv = ["ssh", "-F", str(lab.ssh_config), "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", host.name]
+    options = ("BatchMode=yes", f"ConnectTimeout={connect_s or timeout_s:.0f}")
+    argv = ["ssh", "-F", str(lab.ssh_config), *(word for option in options for word in ("-o", option)), host.name]
     return run([*argv, command], stdin=stdin, timeout_s=timeout_s, ok=ok)
 
 

@@ -351,6 +351,15 @@ def test_a_reboot_is_over_when_another_boot_answers(paper, tmp_path):
     assert paper.done == []
 
 
+def test_only_a_host_that_starts_is_tried_again_when_it_takes_a_connection_slowly(paper, tmp_path):
+    """A reboot that is not heard is none, and ssh ends as it does when the connection goes down with the host."""
+    (tmp_path / "bin" / "ssh").write_text(f'#!/bin/sh\ncat > /dev/null; echo "$@" >> {tmp_path}/asked\n')
+    lab = up(hosts=1)
+    labs.ask(lab, lab.hosts[0], "true", timeout_s=77)
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert [line.partition("ConnectTimeout=")[2].split()[0] for line in asked] == ["5", "77"]
+
+
 def test_a_host_has_not_ended_while_it_is_between_two_boots(paper, tmp_path, monkeypatch):
     """Then no process of it is there, for longer on a machine that is busy."""
     monkeypatch.setattr(labs, "_APPEAR_LIMIT_S", 0.0)
