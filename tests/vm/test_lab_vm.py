@@ -197,7 +197,7 @@ def test_a_killed_up_leaves_its_machine_to_the_next_command(image, state):
 
 
 def running(name):
-    return mentioning(f"/labs/{name}/hosts/")
+    return mentioning(f"{record.folder_of(name)}/hosts/")
 
 
 def detached(name):
