@@ -281,6 +281,7 @@ def start(schedule: Schedule, systemd: Systemd) -> int:
 
 def said(schedule: Schedule, systemd: Systemd, since_s: float) -> str:
     """What its runs wrote into the journal since then; "" where this user may not read it."""
+    systemd.run(["journalctl", "--sync"], TIMEOUT_S)  # a busy journald may be behind; root alone may ask
     argv = [*systemd.journal(schedule), "--quiet", "--output=cat", f"--since=@{int(since_s)}"]
     return systemd.run(argv, TIMEOUT_S).stdout
 

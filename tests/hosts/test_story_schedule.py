@@ -145,7 +145,7 @@ def test_installing_again_changes_what_is_there_and_the_timer_runs_it(controller
     assert "drift: when: every 6h → *-*-* *:*:00/15" in done.stderr
     until(lambda: status()[1]["last"] is not None, pause_s=1)
     code, found = status()
-    said = inside("journalctl -u kvmfleet-drift.service --output=cat").stdout
+    said = inside("journalctl --sync; journalctl -u kvmfleet-drift.service --output=cat").stdout
     assert (code, found["result"]) == (0, "in-sync"), said
     assert f"{HOST}: answered" in said
     done = controller("schedule", "install", "-i", "hosts.yml", "--every", "1d")
@@ -222,8 +222,8 @@ def test_runs_of_one_schedule_never_overlap(controller, inside, status, mute):
     assert "is running already; waiting for that run" in joined.stderr
     assert joined.returncode == 1
     assert "silent: unreachable" in joined.stdout
-    began = inside("journalctl -u kvmfleet-silent.service --output=cat | grep -c ^Starting").stdout.strip()
-    assert began == "1"
+    began = inside("journalctl --sync; journalctl -u kvmfleet-silent.service --output=cat | grep -c ^Starting")
+    assert began.stdout == "1\n"
     code, found = status("silent")
     assert (code, found["result"], found["problem"]) == (1, "could-not-tell", "")
     assert inside("systemctl is-failed kvmfleet-silent.service").stdout.strip() == "failed"

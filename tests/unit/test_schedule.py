@@ -456,6 +456,12 @@ def test_a_run_that_the_next_one_has_followed_already_ends_as_it_did_itself(mach
     assert jobs.start(made(state), machine.systemd._replace(run=run)) == 2
 
 
+def test_what_a_run_said_is_read_once_the_journal_has_all_of_it(machine: Machine, state: Path) -> None:
+    machine.fails["--sync"] = 1  # as for a user who is not root
+    jobs.said(made(state), machine.systemd, 5.5)
+    assert machine.told == ["--sync", "--unit kvmfleet-drift.service --quiet --output=cat --since=@5"]
+
+
 FAILED = {"ActiveState": "failed", "Result": "exit-code", "StateChangeTimestamp": "Thu 2099-01-01 00:00:00 UTC"}
 
 
