@@ -115,13 +115,15 @@ def inventory(kvmfleet, on):
 def on(environment):
     """Runs a command as root on a host of the lab that its name begins with; gives what it printed.
 
-    As `kvmfleet lab ssh` does, which takes four times the processor time, hundreds of times.
+    As `kvmfleet lab ssh` does, which takes four times the processor time, hundreds of times. A host whose network is
+    about to change may be out of reach for a moment.
     """
     labs = Path(environment["KVMFLEET_STATE_DIR"]) / "labs"
 
     def run(host, command):
         config = labs / host.rpartition("-")[0] / "ssh_config"
-        done = _run(["ssh", "-F", config, host, "sudo", "sh", "-c", f"'{command}'"], environment)
+        ssh = ["ssh", "-F", config, "-o", "ConnectionAttempts=30"]
+        done = _run([*ssh, host, "sudo", "sh", "-c", f"'{command}'"], environment)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
