@@ -14,9 +14,9 @@ GUEST = f"systemd-run --quiet --collect --unit={UNIT} --property=Type=exec --pro
 SANDBOXED = f"""
 filters() {{ sed -n 's/^Seccomp_filters:.//p' "/proc/$1/status"; }}
 pid=$(systemctl show -P MainPID {UNIT})
-while [ "$(filters "$pid")" -le "$(filters $$)" ]; do sleep 0.1; done
+for try in $(seq 250); do [ "$(filters "$pid")" -le "$(filters $$)" ] || break; sleep 0.1; done
 """
-"""Until it has begun with its sandbox, or has ended."""
+"""Until it has begun with its sandbox, or has ended; no longer than 25 s."""
 
 LISTENER = """\
 systemd-run --quiet --collect --unit=kvmfleet-drill-listener python3 -c '
