@@ -340,8 +340,8 @@ def test_a_lease_moves_with_its_client_to_the_bridge_and_back(provision, kvmflee
     good, said = provision(host, BR0)
     assert good, said
     assert address[host] in on(host, "ip -br -4 addr show br0")
-    on(host, "pgrep -f dhclient.*br0")  # the unit that started it has ended
+    on(host, 'pgrep -f "[d]hclient.*br0"')  # the unit that started it has ended
     good, said = provision(host)
     assert good, said
     assert address[host] in on(host, "ip -br -4 addr show host0")
-    on(host, "pgrep -f dhclient.*host0")
+    on(host, 'pgrep -f "[d]hclient.*host0"')
