@@ -176,9 +176,9 @@ def test_an_upgrade_may_take_long(server: str, monkeypatch: pytest.MonkeyPatch) 
 
     def slow(connection: sa.Connection) -> None:
         last(connection)
-        connection.exec_driver_sql("SELECT pg_sleep(2)")
+        connection.exec_driver_sql("SELECT pg_sleep(6)")
 
-    monkeypatch.setattr(silence, "LIMIT_S", 1.0)
+    monkeypatch.setattr(silence, "LIMIT_S", 4.0)
     monkeypatch.setattr(tables, "UPGRADES", (*tables.UPGRADES[:-1], slow))
     with Store(url) as store:
         assert store.last("hv1")
