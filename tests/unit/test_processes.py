@@ -53,18 +53,6 @@ print("ready", flush=True)
 time.sleep(60)
 """
 
-
-def test_a_child_that_is_started_at_the_last_moment_is_ended() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", LATE], stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as child:
-        assert child.stdout
-        assert child.stdout.readline() == "ready\n"
-        processes.end([child.pid], term_s=30)
-        orphan = int(child.stdout.readline())
-        assert not alive(orphan)
-
-
 DETACHED_LATE = """
 import os, signal, subprocess, time
 def late(number, frame):
@@ -78,9 +66,10 @@ time.sleep(60)
 """
 
 
-def test_what_a_worker_started_in_a_session_that_nobody_saw_is_ended() -> None:
+@pytest.mark.parametrize("script", [LATE, DETACHED_LATE], ids=["in its session", "in one that nobody saw"])
+def test_a_child_that_is_started_at_the_last_moment_is_ended(script: str) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", DETACHED_LATE], stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as child:
         assert child.stdout
         assert child.stdout.readline() == "ready\n"
