@@ -417,7 +417,7 @@ class Networks(msgspec.Struct, frozen=True):
 
 
 class FileState(msgspec.Struct, frozen=True):
-    """A file that the contract names."""
+    """A file that the contract names, or a hook of libvirt's."""
 
     exists: bool = False
     link: Text = ""  # where a symbolic link in its place leads; all else is told of what is there
